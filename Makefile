@@ -1,0 +1,42 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both set up .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q
+# Each test process does small linear algebra; more threads only get in each other's way.
+QUIET_THREADS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.PHONY: demo test check bench install clean help
+
+help:
+	@echo "make demo   set up, train PPO on HalfCheetah-v5, evaluate, draw and film it"
+	@echo "make test   set up, lint, type-check and run every test"
+	@echo "make check  lint and types only"
+	@echo "make bench  throughput beside Stable-Baselines3 and SBX"
+
+install: $(STAMP)
+
+# torch goes first and by its exact version: a range could fetch gigabytes of CUDA packages.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) "$$(grep '^torch==' constraints.txt)" -c constraints.txt
+	$(PIP) -e ".[control,language,dev]" -c constraints.txt
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/tether demo
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check
+	$(QUIET_THREADS) $(BIN)/python -m pytest -n 2 --dist worksteal
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/throughput.py
+
+clean:
+	rm -rf $(VENV) .venv-peers .mypy_cache .ruff_cache .pytest_cache

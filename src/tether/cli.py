@@ -1,0 +1,105 @@
+"""The `tether` command: find the subcommand, run it, turn what happens into an exit code.
+
+Nothing heavy is imported before a subcommand is chosen, so `tether --help` answers at once.
+
+Exit codes: 0 done; 2 the user's mistake, told in one line; 130 interrupted, checkpoint saved;
+1 anything else, with its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from tether.errors import Interrupted, UserError
+from tether.version import __version__
+
+
+class Command(NamedTuple):
+    """A subcommand: its arguments as shown, what it does, and the function that does it."""
+
+    usage: str
+    summary: str
+    function: str
+
+
+COMMANDS: dict[str, Command] = {
+    "train": Command(
+        "METHOD --env ID", "train a policy in an environment", "tether.control.commands:train"
+    ),
+    "resume": Command(
+        "RUN", "go on with a run, bit for bit where it stopped", "tether.control.commands:resume"
+    ),
+    "evaluate": Command(
+        "RUN", "run whole episodes with a run's policy", "tether.control.commands:evaluate"
+    ),
+    "plot": Command("RUN...", "draw learning curves", "tether.learning.commands:plot"),
+    "methods": Command("", "list the methods", "tether.control.commands:methods"),
+    "envs": Command("", "list the environments", "tether.control.commands:envs"),
+    "demo": Command("", "train, evaluate, draw and film one policy", "tether.control.demo:demo"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if arguments else 2
+    if arguments[0] in ("--version", "-V"):
+        print(f"tether {__version__}")
+        return 0
+    try:
+        _find(arguments[0])(arguments[1:])
+    except UserError as error:
+        print(f"tether: {error}", file=sys.stderr)
+        return 2
+    except Interrupted:
+        return 130
+    except KeyboardInterrupt:
+        print("tether: stopped at once; `tether resume` goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+    return 0
+
+
+def _find(name: str):  # type: ignore[no-untyped-def]
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        mend = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(COMMANDS)}"
+        raise UserError(f"unknown command {name!r}; {mend}")
+    module, function = COMMANDS[name].function.split(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("tether"):
+            raise
+        raise UserError(
+            f"`tether {name}` needs {error.name}, which is not installed; "
+            "run: pip install 'tether-rl[control]'"
+        ) from error
+
+
+def _help() -> str:
+    lines = [
+        "usage: tether COMMAND ...",
+        "",
+        "Learning policies, from the policy gradient theorem to aligned language models.",
+        "",
+        "commands:",
+    ]
+    for name, command in COMMANDS.items():
+        lines.append(f"  {f'{name} {command.usage}':26}{command.summary}")
+    lines += [
+        "",
+        "options:",
+        f"  {'-h, --help':26}show this, or with a command what it takes",
+        f"  {'--version':26}show the version",
+        "",
+        "start here:  tether train ppo --env HalfCheetah-v5 --total-steps 300000",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,275 @@
+"""The control half's commands: train, resume, evaluate, methods, envs."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from tether.arguments import parse, print_json, say
+from tether.control import training
+from tether.control.evaluation import EVALUATION_SEED
+from tether.control.methods import METHODS, find_method
+from tether.errors import UserError
+
+Positional = tyro.conf.Positional
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What to train on, and how to run it."""
+
+    env: str
+    """Gymnasium environment id, such as HalfCheetah-v5 or module:Id."""
+    preset: str = "default"
+    """default (what scores best) or paper (the method's publication)."""
+    total_steps: int = 1_000_000
+    """Environment steps to take."""
+    seed: int = 0
+    """Decides everything random: same seed, same numbers."""
+    seeds: str | None = None
+    """Several seeds in one process, such as 0,1,2; each gets its own run folder."""
+    out: Path | None = None
+    """Folder of the run (new or empty); runs/METHOD-ENV-SEED-TIME if not given."""
+    config: Path | None = None
+    """TOML file with settings; options on the command line win."""
+    env_kwargs: str = "{}"
+    """Environment arguments as a JSON object, such as '{"ctrl_cost_weight": 0.05}'."""
+    threads: int | None = None
+    """Physics threads; all cores up to 8 if not given. Results do not depend on it."""
+    sinks: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    """Where metrics go beside metrics.jsonl."""
+    json: bool = False
+    """Print one JSON object as the last line of stdout."""
+    quiet: bool = False
+    """Show no progress."""
+
+
+def train(arguments: Sequence[str]) -> None:
+    """`tether train METHOD --env ID ...`."""
+    if not arguments or arguments[0].startswith("-"):
+        say("usage: tether train METHOD --env ID [options]; METHOD is one of:")
+        for name, method in METHODS.items():
+            say(f"  {name:14}{method.summary}")
+        say("tether train METHOD --help lists the options")
+        if arguments and arguments[0] in ("-h", "--help"):
+            return
+        raise UserError("no METHOD given")
+    method, rest = arguments[0], arguments[1:]
+    learner = find_method(method)
+    preset, file = _peek(rest, "--preset") or "default", _peek(rest, "--config")
+    settings: dict[str, Any] = {}
+    if file is not None:
+        settings = _read_toml(Path(file))
+    base = training.configure(method, preset, settings)
+    options, config = _parse_train(method, learner.config_class, base, rest)
+    kwargs = _json_object(options.env_kwargs)
+    if options.seeds is not None:
+        _train_seeds(method, options, config, kwargs)
+        return
+    trained = training.train(
+        method,
+        options.env,
+        preset=options.preset,
+        total_steps=options.total_steps,
+        seed=options.seed,
+        out=options.out,
+        env_kwargs=kwargs,
+        threads=options.threads,
+        sinks=options.sinks,
+        progress=not options.quiet,
+        **config.model_dump(),
+    )
+    _report(trained, options.json)
+
+
+@dataclass(frozen=True)
+class ResumeOptions:
+    """Go on with a run where its newest checkpoint left off."""
+
+    run: Positional[Path]
+    """The run's folder."""
+    total_steps: int | None = None
+    """A new budget of environment steps; the run's own if not given."""
+    threads: int | None = None
+    """Physics threads; all cores up to 8 if not given."""
+    json: bool = False
+    """Print one JSON object as the last line of stdout."""
+    quiet: bool = False
+    """Show no progress."""
+
+
+def resume(arguments: Sequence[str]) -> None:
+    """`tether resume RUN`."""
+    options = parse(ResumeOptions, arguments, prog="tether resume")
+    trained = training.resume(
+        options.run,
+        total_steps=options.total_steps,
+        threads=options.threads,
+        progress=not options.quiet,
+    )
+    _report(trained, options.json)
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Run whole episodes with a run's policy, in its own environment."""
+
+    run: Positional[Path]
+    """The run's folder."""
+    episodes: int = 20
+    """How many episodes."""
+    seed: int = EVALUATION_SEED
+    """Environment i starts from seed + i."""
+    sampled: bool = False
+    """Sample actions instead of taking the most probable."""
+    video: Path | None = None
+    """Also film one episode into this MP4 file."""
+    json: bool = False
+    """Print one JSON object as the last line of stdout."""
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """`tether evaluate RUN`."""
+    options = parse(EvaluateOptions, arguments, prog="tether evaluate")
+    if options.video is not None:
+        from tether.control.video import choose_renderer
+
+        choose_renderer()
+    evaluation = training.evaluate_run(
+        options.run,
+        episodes=options.episodes,
+        seed=options.seed,
+        deterministic=not options.sampled,
+    )
+    result: dict[str, Any] = {"run": str(options.run), **evaluation.summary()}
+    if options.video is not None:
+        training.film(options.run, options.video, seed=options.seed)
+        result["video"] = str(options.video)
+    say(
+        f"return {result['return_mean']:.1f} +- {result['return_std']:.1f} over "
+        f"{result['episodes']} episodes"
+        + (f"; film: {options.video}" if options.video is not None else "")
+    )
+    if options.json:
+        print_json(result)
+
+
+@dataclass(frozen=True)
+class ListOptions:
+    """List what there is."""
+
+    json: bool = False
+    """Print one JSON object as the last line of stdout."""
+
+
+def methods(arguments: Sequence[str]) -> None:
+    """`tether methods`."""
+    options = parse(ListOptions, arguments, prog="tether methods")
+    if options.json:
+        print_json({name: method.summary for name, method in METHODS.items()})
+        return
+    for name, method in METHODS.items():
+        print(f"{name:14}{method.summary}")
+
+
+def envs(arguments: Sequence[str]) -> None:
+    """`tether envs`."""
+    from tether.control.envs import list_environments
+
+    options = parse(ListOptions, arguments, prog="tether envs")
+    known = list_environments()
+    if options.json:
+        print_json({entry.id: {"door": entry.door, "note": entry.note} for entry in known})
+        return
+    for entry in known:
+        print(f"{entry.id:32}{entry.door:12}{entry.note}")
+
+
+def _parse_train(method: str, config_class: Any, base: Any, arguments: Sequence[str]) -> Any:
+    command = make_dataclass(
+        "Train",
+        [
+            ("options", Annotated[TrainOptions, tyro.conf.arg(name="run")]),
+            ("settings", Annotated[config_class, tyro.conf.arg(name=method)]),
+        ],
+        frozen=True,
+    )
+    missing: Any = tyro.MISSING
+    parsed: Any = parse(
+        command,
+        arguments,
+        prog=f"tether train {method}",
+        default=command(TrainOptions(env=missing), base),
+    )
+    return parsed.options, parsed.settings
+
+
+def _train_seeds(method: str, options: TrainOptions, config: Any, kwargs: dict[str, Any]) -> None:
+    try:
+        seeds = [int(word) for word in (options.seeds or "").split(",")]
+    except ValueError:
+        raise UserError(f"--seeds is {options.seeds!r}; expected integers such as 0,1,2") from None
+    results = training.train_seeds(
+        method,
+        options.env,
+        seeds,
+        preset=options.preset,
+        total_steps=options.total_steps,
+        out=options.out,
+        env_kwargs=kwargs,
+        sinks=options.sinks,
+        progress=not options.quiet,
+        **config.model_dump(),
+    )
+    for trained in results.runs:
+        _report(trained, False)
+    if options.json:
+        print_json(results.summary())
+
+
+def _report(trained: training.Trained, as_json: bool) -> None:
+    summary = trained.summary()
+    mean, std = summary["return_mean"], summary["return_std"]
+    score = "no episode ended" if mean is None else f"return {mean:.1f} +- {std:.1f}"
+    say(
+        f"{summary['steps']:,} steps in {summary['seconds']:.1f} s "
+        f"({summary['steps_per_second']:,.0f}/s); {score}; run: {summary['run']}"
+    )
+    if as_json:
+        print_json(summary)
+
+
+def _peek(arguments: Sequence[str], option: str) -> str | None:
+    """The value of one option, before the rest can be parsed."""
+    for i, word in enumerate(arguments):
+        if word == option and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if word.startswith(option + "="):
+            return word.removeprefix(option + "=")
+    return None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read --config {path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} is not valid TOML: {error}") from error
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    import json
+
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"--env-kwargs is {text!r}, which is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"--env-kwargs is {text!r}; expected a JSON object such as '{{}}'")
+    return value

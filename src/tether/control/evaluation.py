@@ -1,0 +1,85 @@
+"""How good a policy is: whole episodes, from their own seeds."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from tether.control.envs.vector import VectorEnv
+from tether.control.policy import Policy
+from tether.errors import UserError
+
+EVALUATION_SEED = 1_000_000
+"""Environment seeds of evaluations start here, away from those of training."""
+
+
+class Evaluation(NamedTuple):
+    """Undiscounted returns (E,) and lengths (E,) in steps of E whole episodes."""
+
+    returns: np.ndarray
+    lengths: np.ndarray
+
+    def summary(self) -> dict[str, float | int]:
+        """Mean, standard deviation (population), extremes and mean length."""
+        return {
+            "return_mean": float(self.returns.mean()),
+            "return_std": float(self.returns.std()),
+            "return_min": float(self.returns.min()),
+            "return_max": float(self.returns.max()),
+            "length_mean": float(self.lengths.mean()),
+            "episodes": len(self.returns),
+        }
+
+
+def evaluate(
+    policy: Policy,
+    env: VectorEnv,
+    *,
+    episodes: int = 20,
+    seed: int = EVALUATION_SEED,
+    deterministic: bool = True,
+) -> Evaluation:
+    """Run `episodes` whole episodes with frozen parameters and normalization.
+
+    Each environment plays a fixed share of the episodes, so short episodes are not over-counted
+    as they would be if the first to finish counted.
+
+    Args:
+        policy: acts; it is not changed.
+        env: a vector environment nobody else steps; it is reset to `seed`.
+        episodes: how many episodes, at least 1.
+        seed: environment i starts from seed + i; also decides the noise of sampled actions.
+        deterministic: the most probable action, else samples.
+    """
+    if episodes < 1:
+        raise UserError(f"episodes is {episodes}; expected at least 1")
+    count, head = env.num_envs, policy.spec.head
+    share = np.full(count, episodes // count)
+    share[: episodes % count] += 1
+    rng = np.random.default_rng(seed)
+    finished = np.zeros(count, np.int64)
+    running = np.zeros(count)
+    length = np.zeros(count, np.int64)
+    results: list[tuple[int, int, float, int]] = []
+    observation = env.reset(seed)
+    while (finished < share).any():
+        distribution = policy.distribution(policy.normalize(observation))
+        action = (
+            distribution.mode()
+            if deterministic
+            else distribution.sample(head.noise(rng, (count,)))
+        )
+        step = env.step(head.to_environment(action))
+        running += step.reward
+        length += 1
+        for n in np.flatnonzero(step.terminated | step.truncated):
+            if finished[n] < share[n]:
+                results.append((int(finished[n]), int(n), float(running[n]), int(length[n])))
+            finished[n] += 1
+            running[n], length[n] = 0.0, 0
+        observation = step.observation
+    results.sort()
+    return Evaluation(
+        np.array([r for *_, r, _ in results]), np.array([n for *_, n in results], np.int64)
+    )

@@ -1,0 +1,184 @@
+"""Collecting experience: the policy acts in a vector of environments for a fixed number of steps."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tether.control.envs.vector import VectorEnv
+from tether.control.normalization import RewardScaler
+from tether.control.policy import Policy
+from tether.errors import BadEnvironmentError
+
+
+class Rollout(NamedTuple):
+    """Partial trajectories of N environments over T steps, time first.
+
+    Attributes:
+        observation: (T, N, *obs), normalized, as the policy saw them.
+        action: (T, N, *act), as the policy chose them (Box actions before clipping).
+        reward: (T, N) float32, scaled where the method scales rewards.
+        terminated: (T, N) bool; nothing follows, so nothing is bootstrapped.
+        truncated: (T, N) bool; cut by a time limit: the value of what would have followed counts.
+        last_observation: (N, *obs); what follows the last step.
+        cut_observation: (S, *obs); the true last observations of truncated episodes.
+        cut_index: (S,) int32; the flat index t * N + n each belongs to, T * N for unused slots.
+        episode_returns: undiscounted, unscaled returns of the episodes that ended, in their order.
+        episode_lengths: their lengths in environment steps.
+    """
+
+    observation: np.ndarray
+    action: np.ndarray
+    reward: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    last_observation: np.ndarray
+    cut_observation: np.ndarray
+    cut_index: np.ndarray
+    episode_returns: np.ndarray
+    episode_lengths: np.ndarray
+
+
+class Collector:
+    """Steps a vector environment with a policy and remembers where every episode stands."""
+
+    def __init__(
+        self,
+        env: VectorEnv,
+        policy: Policy,
+        rng: np.random.Generator,
+        reward_scaler: RewardScaler | None = None,
+    ) -> None:
+        self.env = env
+        self.policy = policy
+        self.reward_scaler = reward_scaler
+        self.steps = 0
+        self._rng = rng
+        self._slots = env.num_envs
+        self._returns = np.zeros(env.num_envs)
+        self._lengths = np.zeros(env.num_envs, np.int64)
+
+    def reset(self, seed: int) -> None:
+        """Start the first episodes; environment i gets `seed` + i."""
+        self._observation = self.env.reset(seed).copy()
+
+    def collect(self, horizon: int) -> Rollout:
+        """Act for `horizon` steps in every environment.
+
+        Raises:
+            BadEnvironmentError: an observation or a reward is NaN or infinite.
+        """
+        env, policy, head = self.env, self.policy, self.policy.spec.head
+        space, count = policy.spec.observation_space, env.num_envs
+        raw = np.empty((horizon, count, *space.shape), space.dtype)
+        vector = raw.ndim == 3
+        seen = np.empty(raw.shape, np.float32 if vector else raw.dtype)
+        action = np.empty((horizon, count, *head.shape), head.dtype)
+        reward = np.empty((horizon, count))
+        terminated = np.empty((horizon, count), bool)
+        truncated = np.empty((horizon, count), bool)
+        cut: list[tuple[int, np.ndarray]] = []
+        noise = head.noise(self._rng, (horizon, count))
+
+        observation = self._observation
+        for t in range(horizon):
+            raw[t] = observation
+            seen[t] = policy.normalize(raw[t])
+            action[t] = policy.distribution(seen[t]).sample(noise[t])
+            step = env.step(head.to_environment(action[t]))
+            observation = step.observation
+            reward[t], terminated[t], truncated[t] = step.reward, step.terminated, step.truncated
+            if step.final_observation is not step.observation:
+                only_cut = step.truncated & ~step.terminated
+                for n in np.flatnonzero(only_cut):
+                    cut.append((t * count + int(n), step.final_observation[n].copy()))
+
+        self._observation = observation.copy()
+        self._check_finite("observation", raw if vector else None)
+        self._check_finite("reward", reward)
+        done = terminated | truncated
+        returns, lengths = self._episodes(reward, done)
+        cut_observation, cut_index = self._cut(cut, horizon * count, space.shape, raw.dtype)
+        rollout = Rollout(
+            observation=seen,
+            action=action,
+            reward=(
+                self.reward_scaler(reward, done)
+                if self.reward_scaler is not None
+                else reward.astype(np.float32)
+            ),
+            terminated=terminated,
+            truncated=truncated,
+            last_observation=policy.normalize(self._observation),
+            cut_observation=policy.normalize(cut_observation),
+            cut_index=cut_index,
+            episode_returns=returns,
+            episode_lengths=lengths,
+        )
+        if policy.normalizer is not None:
+            policy.normalizer.update(raw.reshape(-1, *space.shape))
+        self.steps += horizon * count
+        return rollout
+
+    def state(self) -> dict[str, Any]:
+        """Everything that decides the next rollout, but for the policy and the generator."""
+        return {
+            "env": self.env.state(),
+            "steps": self.steps,
+            "slots": self._slots,
+            "returns": self._returns.copy(),
+            "lengths": self._lengths.copy(),
+            "reward_scaler": self.reward_scaler.state() if self.reward_scaler else None,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Undo :meth:`state`: the environments continue in the middle of their episodes."""
+        self._observation = self.env.restore(state["env"]).copy()
+        self.steps = int(state["steps"])
+        self._slots = int(state["slots"])
+        self._returns = np.array(state["returns"])
+        self._lengths = np.array(state["lengths"])
+        if self.reward_scaler is not None:
+            self.reward_scaler.restore(state["reward_scaler"])
+
+    def _episodes(self, reward: np.ndarray, done: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns and lengths of the episodes that ended; what is left runs on."""
+        returns, lengths, start = [], [], np.zeros(self.env.num_envs, np.int64)
+        for t, n in zip(*np.nonzero(done), strict=True):
+            first = start[n]
+            returns.append(self._returns[n] + reward[first : t + 1, n].sum())
+            lengths.append(self._lengths[n] + t + 1 - first)
+            start[n], self._returns[n], self._lengths[n] = t + 1, 0.0, 0
+        horizon = len(reward)
+        running = np.arange(horizon)[:, None] >= start
+        self._returns += np.where(running, reward, 0.0).sum(axis=0)
+        self._lengths += horizon - start
+        return np.array(returns, float), np.array(lengths, np.int64)
+
+    def _cut(
+        self, cut: list[tuple[int, np.ndarray]], unused: int, shape: tuple[int, ...], dtype: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Final observations of truncated episodes in a fixed number of slots.
+
+        The number of slots doubles when it does not suffice, so that the compiled update sees few
+        shapes; it is part of the state, since another shape may round differently.
+        """
+        while len(cut) > self._slots:
+            self._slots *= 2
+        observations = np.zeros((self._slots, *shape), dtype)
+        index = np.full(self._slots, unused, np.int32)
+        for slot, (position, observation) in enumerate(cut):
+            observations[slot], index[slot] = observation, position
+        return observations, index
+
+    def _check_finite(self, name: str, array: np.ndarray | None) -> None:
+        if array is None or np.isfinite(array).all():
+            return
+        t, n = (int(i) for i in np.argwhere(~np.isfinite(array))[0][:2])
+        value = array[t, n][~np.isfinite(array[t, n])].ravel()[0]
+        step = self.steps + t * self.env.num_envs + n
+        raise BadEnvironmentError(
+            f"{self.env.id} returned {value} in its {name} at step {step} (environment {n}); "
+            "training stopped before learning from it, and the last checkpoint is intact"
+        )

@@ -1,0 +1,290 @@
+"""From words to a run: build the environments and the learner, train, resume, load."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+
+from tether.control.envs import make
+from tether.control.envs.vector import VectorEnv
+from tether.control.evaluation import EVALUATION_SEED, Evaluation, evaluate
+from tether.control.learner import OnPolicyConfig, OnPolicyLearner
+from tether.control.methods import find_method
+from tether.control.policy import Policy, PolicySpec
+from tether.errors import UserError
+from tether.learning.callbacks import BaseCallback, Callback
+from tether.learning.learner import Learner, Metrics
+from tether.learning.run import Run
+
+EnvLike = str | gym.Env[Any, Any] | Callable[[], gym.Env[Any, Any]]
+
+
+@dataclass
+class Trained:
+    """A finished training.
+
+    Attributes:
+        run: the run's folder.
+        policy: ready to `predict`.
+        steps: environment steps in all.
+        seconds: time spent training in this process, without start-up.
+        metrics: the last iteration's measurements.
+        first_iteration: steps and seconds of the first iteration, which compiles.
+    """
+
+    run: Path
+    policy: Policy
+    steps: int
+    seconds: float
+    metrics: Metrics
+    first_iteration: tuple[int, float] = (0, 0.0)
+    steps_here: int = field(default=0, repr=False)
+
+    def summary(self) -> dict[str, Any]:
+        """What the command line prints with --json."""
+        metrics = self.metrics
+        return {
+            "run": str(self.run),
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "steps_per_second": self.steps_here / self.seconds if self.seconds else 0.0,
+            "return_mean": metrics.get("return/mean"),
+            "return_std": metrics.get("return/std"),
+            "episodes": metrics.get("episode/count", 0),
+            "steps_per_iteration": self.first_iteration[0],
+            "first_iteration_seconds": self.first_iteration[1],
+            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
+
+
+def configure(
+    method: str, preset: str = "default", settings: Mapping[str, Any] | None = None
+) -> OnPolicyConfig:
+    """The validated settings of `method`: a preset with `settings` laid over it.
+
+    Raises:
+        UserError: unknown method, preset or setting, or a bad value.
+    """
+    learner = find_method(method)
+    if preset not in learner.presets:
+        raise UserError(f"unknown preset {preset!r} of {method}; known: {', '.join(learner.presets)}")
+    return learner.config_class.load({**learner.presets[preset], **(settings or {})})
+
+
+def train(
+    method: str,
+    env: EnvLike,
+    *,
+    preset: str = "default",
+    total_steps: int = 1_000_000,
+    seed: int = 0,
+    out: str | Path | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    threads: int | None = None,
+    callbacks: Sequence[Callback] = (),
+    sinks: Sequence[str] = ("tensorboard",),
+    progress: bool = True,
+    **settings: Any,
+) -> Trained:
+    """Train a policy: ``tether.train("ppo", env="HalfCheetah-v5")``.
+
+    Args:
+        method: one of :data:`tether.control.methods.METHODS`.
+        env: a Gymnasium id, or a function that makes an environment.
+        preset: "default" (what scores best) or "paper".
+        total_steps: environment steps; rounded up to whole iterations.
+        seed: decides everything random.
+        out: the run's folder, new or empty; `runs/<method>-<env>-<seed>-<time>` when not given.
+        env_kwargs: passed to `gymnasium.make`.
+        threads: physics threads; every core up to 8 when not given. Results do not depend on it.
+        callbacks: see :mod:`tether.learning.callbacks`.
+        sinks: where metrics go beside metrics.jsonl: "tensorboard", "wandb", "trackio".
+        progress: show progress on stderr.
+        **settings: fields of the method's config, over the preset.
+
+    Raises:
+        UserError: anything the user can mend; one line.
+    """
+    check_budget(total_steps, seed)
+    config = configure(method, preset, settings)
+    threads = threads if threads is not None else default_threads()
+    world = make(env, config.num_envs, threads=threads, **(env_kwargs or {}))
+    try:
+        policy_spec = PolicySpec.of(
+            world.source_observation_space,
+            world.action_space,
+            config.hidden,
+            config.normalize_observation,
+        )
+        spec = {
+            "env": env if isinstance(env, str) else None,
+            "env_name": world.id,
+            "env_kwargs": dict(env_kwargs or {}),
+            "seed": seed,
+            "total_steps": total_steps,
+            "preset": preset,
+            "policy": policy_spec.to_json(),
+        }
+        run = Run.create(
+            Path(out) if out is not None else default_folder(method, world.id, seed),
+            method=method,
+            config=config.dump(),
+            spec=spec,
+        )
+        with run:
+            learner = find_method(method)(config, world, seed=seed, total_steps=total_steps)
+            return _train(run, learner, total_steps, callbacks, sinks, progress)
+    finally:
+        world.close()
+
+
+def resume(
+    run: str | Path,
+    *,
+    env: EnvLike | None = None,
+    total_steps: int | None = None,
+    threads: int | None = None,
+    callbacks: Sequence[Callback] = (),
+    sinks: Sequence[str] = ("tensorboard",),
+    progress: bool = True,
+) -> Trained:
+    """Go on with a run where its newest checkpoint left off, bit for bit.
+
+    Args:
+        run: the run's folder.
+        env: the environment, needed only if the run was started from a function.
+        total_steps: a new budget; the run's own when not given.
+        threads: as in :func:`train`.
+        callbacks: as in :func:`train`.
+        sinks: as in :func:`train`.
+        progress: as in :func:`train`.
+    """
+    opened = Run.open(run)
+    spec = opened.spec
+    total = total_steps if total_steps is not None else int(spec["total_steps"])
+    check_budget(total, int(spec["seed"]))
+    config = configure(opened.method, spec["preset"], opened.config)
+    world = _environment(opened, env, config.num_envs, threads)
+    try:
+        with opened:
+            learner = find_method(opened.method)(
+                config, world, seed=int(spec["seed"]), total_steps=total
+            )
+            opened.resume(learner)
+            return _train(opened, learner, total, callbacks, sinks, progress)
+    finally:
+        world.close()
+
+
+def load(run: str | Path) -> Policy:
+    """The policy in a run's newest checkpoint; needs neither the environment nor, but for images, JAX."""
+    opened = Run.open(run)
+    state: Any = opened.load()
+    return Policy.from_state(PolicySpec.from_json(opened.spec["policy"]), state["policy"])
+
+
+def evaluate_run(
+    run: str | Path,
+    *,
+    episodes: int = 20,
+    seed: int = EVALUATION_SEED,
+    deterministic: bool = True,
+    env: EnvLike | None = None,
+) -> Evaluation:
+    """Evaluate a run's policy in its own environment; see :func:`tether.control.evaluation.evaluate`."""
+    policy = load(run)
+    world = _environment(Run.open(run), env, max(1, min(episodes, 20)), None)
+    try:
+        return evaluate(policy, world, episodes=episodes, seed=seed, deterministic=deterministic)
+    finally:
+        world.close()
+
+
+def check_budget(total_steps: int, seed: int) -> None:
+    """Raise a UserError unless there is something to do and the seed fits."""
+    if total_steps < 1:
+        raise UserError(f"total_steps is {total_steps}; expected at least 1")
+    if not 0 <= seed < 2**31:
+        raise UserError(f"seed is {seed}; expected 0 to {2**31 - 1}")
+
+
+def default_threads() -> int:
+    """Physics threads that suit this machine."""
+    return min(8, len(os.sched_getaffinity(0)))
+
+
+def default_folder(method: str, env_id: str, seed: int) -> Path:
+    """A fresh folder's name under ./runs."""
+    name = "".join(c if c.isalnum() or c in "-._" else "-" for c in env_id)
+    return Path("runs") / f"{method}-{name}-{seed}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _environment(
+    run: Run, env: EnvLike | None, num_envs: int, threads: int | None
+) -> VectorEnv:
+    source = env if env is not None else run.spec["env"]
+    if source is None:
+        raise UserError(
+            f"run {run.path} was made from a function, not a Gymnasium id; pass the same function "
+            "as env="
+        )
+    threads = threads if threads is not None else default_threads()
+    return make(source, num_envs, threads=threads, **run.spec["env_kwargs"])
+
+
+class _Clock(BaseCallback):
+    """Notes when the first iteration of this process ended: it is the one that compiles."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        self.start_steps = 0
+        self.first: tuple[int, float] = (0, 0.0)
+
+    def on_start(self, run: Run, learner: Learner) -> None:
+        self.start = time.perf_counter()
+        self.start_steps = learner.steps
+
+    def on_iteration(self, run: Run, learner: Learner, metrics: Metrics) -> bool | None:
+        if not self.first[0]:
+            self.first = (learner.steps - self.start_steps, time.perf_counter() - self.start)
+        return None
+
+
+def _train(
+    run: Run,
+    learner: OnPolicyLearner,
+    total_steps: int,
+    callbacks: Sequence[Callback],
+    sinks: Sequence[str],
+    progress: bool,
+) -> Trained:
+    clock = _Clock()
+    # The critic's thread shares the interpreter with this one; at the default 5 ms a hand-over
+    # would cost as much as several minibatches.
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(0.0005)
+    try:
+        metrics = run.train(
+            learner, total_steps, callbacks=(clock, *callbacks), sinks=sinks, progress=progress
+        )
+    finally:
+        sys.setswitchinterval(interval)
+        learner.close()
+    return Trained(
+        run=run.path,
+        policy=learner.policy,
+        steps=learner.steps,
+        seconds=time.perf_counter() - clock.start,
+        metrics=metrics,
+        first_iteration=clock.first,
+        steps_here=learner.steps - clock.start_steps,
+    )

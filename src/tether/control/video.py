@@ -1,0 +1,117 @@
+"""Clips of a policy at work, as MP4."""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from tether.control.envs.spaces import flatten_observation
+from tether.control.policy import Policy
+from tether.errors import UserError
+
+
+def choose_renderer() -> None:
+    """Set MUJOCO_GL for drawing without a screen, before mujoco is first imported.
+
+    EGL where its library is installed, else OSMesa; what the user set comes first. MuJoCo reads
+    the variable once, at import.
+    """
+    if os.environ.get("MUJOCO_GL") or os.environ.get("DISPLAY"):
+        return
+    for backend, library in (("egl", "EGL"), ("osmesa", "OSMesa")):
+        if ctypes.util.find_library(library):
+            os.environ["MUJOCO_GL"] = backend
+            os.environ.setdefault("PYOPENGL_PLATFORM", backend)
+            return
+
+
+def record_video(
+    policy: Policy,
+    env: str,
+    path: Path,
+    *,
+    seed: int,
+    frames: int = 500,
+    env_kwargs: dict[str, Any] | None = None,
+) -> Path:
+    """Film the deterministic policy in one environment and write an MP4 (H.264) to `path`.
+
+    Raises:
+        UserError: the environment cannot draw, or no renderer works on this machine.
+    """
+    try:
+        world = gym.make(env, render_mode="rgb_array", **(env_kwargs or {}))
+    except Exception as error:
+        raise UserError(f"{env} cannot be filmed: {_first_line(error)}") from error
+    fps = int(world.metadata.get("render_fps") or 30)
+    # Films faster than a screen shows only cost time: keep every k-th frame at the same speed.
+    keep_every = max(1, round(fps / 50))
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        _write_mp4(
+            temporary, _frames(policy, world, seed, frames, keep_every), fps / keep_every
+        )
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+        world.close()
+    return path
+
+
+def _frames(
+    policy: Policy, world: gym.Env[Any, Any], seed: int, frames: int, keep_every: int
+) -> Iterator[np.ndarray]:
+    observation, _ = world.reset(seed=seed)
+    for step in range(frames * keep_every):
+        if step % keep_every == 0:
+            yield _render(world)
+        flat = flatten_observation(policy.spec.source_space, observation)[None]
+        action = policy.distribution(policy.normalize(flat)).mode()
+        observation, _, terminated, truncated, _ = world.step(
+            policy.spec.head.to_environment(action)[0]
+        )
+        if terminated or truncated:
+            yield _render(world)
+            return
+
+
+def _render(world: gym.Env[Any, Any]) -> np.ndarray:
+    try:
+        frame = world.render()
+    except Exception as error:
+        raise UserError(
+            f"no renderer works here (MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')}): "
+            f"{_first_line(error)}; install EGL or OSMesa (Debian: libegl1 or libosmesa6) and set "
+            "MUJOCO_GL=egl or MUJOCO_GL=osmesa"
+        ) from error
+    return np.asarray(frame)
+
+
+def _write_mp4(path: Path, frames: Iterator[np.ndarray], fps: float) -> None:
+    import av
+
+    rate = Fraction(fps).limit_denominator(1000)
+    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
+        stream: Any = None
+        for image in frames:
+            # H.264 with 4:2:0 chroma needs even sides.
+            image = image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2]
+            if stream is None:
+                stream = container.add_stream("libx264", rate=rate)
+                stream.height, stream.width = image.shape[:2]
+                stream.pix_fmt = "yuv420p"
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            container.mux(stream.encode(frame))
+        if stream is not None:
+            container.mux(stream.encode())
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0]

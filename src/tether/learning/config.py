@@ -1,0 +1,121 @@
+"""Settings that check themselves: one frozen model per method, unknown keys forbidden.
+
+A method's settings derive from :class:`Config`. Each field has a docstring beneath it, which the
+command line shows as help::
+
+    class PPOConfig(Config):
+        epsilon: float = Field(0.2, gt=0, lt=1)
+        \"\"\"Clip range of the probability ratio. Larger: bolder updates. Usually 0.1 to 0.3.\"\"\"
+"""
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from tether.errors import UserError
+
+
+class Config(BaseModel):
+    """Base of all settings: frozen, finite, defaults checked, unknown keys an error.
+
+    A mistake raises a one-line :class:`tether.errors.UserError`, from Python as from a file.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        validate_default=True,
+        use_attribute_docstrings=True,
+    )
+
+    def __init__(self, /, **data: Any) -> None:
+        """Checks the values."""
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise UserError(_one_line(type(self), error, type(self).__name__)) from None
+
+    # Validation of files and of nested settings then goes past this __init__, so that an error
+    # keeps its full location.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    @classmethod
+    def load(cls, data: Mapping[str, Any], *, source: str | Path | None = None) -> Self:
+        """Settings from a mapping, such as what :meth:`dump` gave.
+
+        Args:
+            data: values by field name, nested as the fields are.
+            source: where they come from (a file), named in errors.
+
+        Raises:
+            UserError: an unknown key (with the closest known one), or a bad value.
+        """
+        place = cls.__name__ if source is None else str(source)
+        try:
+            return cls.model_validate(dict(data))
+        except ValidationError as error:
+            raise UserError(_one_line(cls, error, place)) from None
+
+    @classmethod
+    def load_toml(cls, path: str | Path, **overrides: Any) -> Self:
+        """Settings from a TOML file; ``overrides`` win over the file, the file over defaults.
+
+        Raises:
+            UserError: no such file, not TOML, an unknown key, or a bad value.
+        """
+        try:
+            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"cannot read config {path}: {error.strerror or error}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise UserError(f"config {path} is not valid TOML: {error}") from error
+        return cls.load({**data, **overrides}, source=path)
+
+    def dump(self) -> dict[str, Any]:
+        """The settings as JSON-able values; ``load`` of them gives an equal config."""
+        return self.model_dump(mode="json")
+
+
+def _one_line(model: type[BaseModel], error: ValidationError, place: str) -> str:
+    problems = error.errors(include_url=False)
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{place}: {_problem(model, problems[0])}{more}"
+
+
+def _problem(model: type[BaseModel], problem: ErrorDetails) -> str:
+    location = problem["loc"]
+    key = ".".join(str(part) for part in location)
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(model, location[:-1])
+        close = difflib.get_close_matches(str(location[-1]), known, n=1)
+        mend = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+        return f"unknown key {key!r}; {mend}"
+    if problem["type"] == "missing":
+        return f"the required key {key!r} is missing"
+    message = problem["msg"]
+    for lead, replacement in (("Input should be ", "expected "), ("Value error, ", "")):
+        if message.startswith(lead):
+            message = replacement + message.removeprefix(lead)
+    message = " ".join(message.split())
+    if not location:
+        return message
+    value = repr(problem["input"])
+    return f"{key} is {value if len(value) <= 80 else value[:77] + '...'}; {message}"
+
+
+def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The field names of the (nested) model at a location, as far as it can be followed."""
+    fields = model.model_fields
+    for part in location:
+        field = fields.get(str(part))
+        inner = None if field is None else field.annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return sorted(fields)
+        fields = inner.model_fields
+    return sorted(fields)

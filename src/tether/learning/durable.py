@@ -1,0 +1,58 @@
+"""Files that are either the old one or the whole new one, whatever happens in between."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from tether.errors import RunError
+
+TEMPORARY_SUFFIX: Final = ".tmp"
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[BinaryIO]:
+    """Opens a temporary file that takes the place of ``path`` when the block ends well.
+
+    The bytes reach the disk (fsync) before the rename and the rename before the return, so a
+    crash or power cut at any moment leaves the old file or the whole new one. If the block
+    raises, the temporary file is removed and ``path`` is untouched.
+
+    Raises:
+        RunError: the file cannot be written (disk full, no permission).
+    """
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise write_error(path, error) from error
+        raise
+
+
+def write_error(path: Path, error: OSError) -> RunError:
+    """The one line a user needs when a file of the run cannot be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RunError(
+            f"cannot write {path}: the disk is full; earlier checkpoints are untouched: free some "
+            "space, then `tether resume`"
+        )
+    return RunError(f"cannot write {path}: {error.strerror or error}")
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames inside a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

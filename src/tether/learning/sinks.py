@@ -1,0 +1,208 @@
+"""Sinks besides ``metrics.jsonl``: TensorBoard files, Weights & Biases, trackio."""
+
+import importlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from tether.errors import UserError
+from tether.learning.durable import write_error
+from tether.learning.metrics import plain_number
+
+FLUSH_SECONDS: Final = 5.0
+
+
+class Sink(Protocol):
+    """A place that takes measurements besides ``metrics.jsonl``."""
+
+    def write(self, step: int, metrics: Mapping[str, float | int]) -> None:
+        """Takes the measurements of the iteration that ended at ``step``."""
+        ...
+
+    def flush(self) -> None:
+        """Puts what was taken so far where others can read it."""
+        ...
+
+    def close(self) -> None:
+        """Flushes and lets go of files and connections."""
+        ...
+
+
+def open_sinks(
+    names: Sequence[str], folder: Path, *, created: str, config: Mapping[str, Any], step: int
+) -> list[Sink]:
+    """Opens the sinks of a run.
+
+    Args:
+        names: any of ``"tensorboard"``, ``"wandb"``, ``"trackio"``.
+        folder: the run's folder; its name is the run's name.
+        created: when the run was made; with the name, the run's identity across resumes.
+        config: the run's settings, shown beside its curves.
+        step: where training goes on; curves of an interrupted future beyond it are hidden.
+
+    Raises:
+        UserError: an unknown name, or a sink whose package is not installed.
+    """
+    openers: dict[str, Callable[[], Sink]] = {
+        "tensorboard": lambda: TensorBoard(folder / "tensorboard", step=step),
+        "trackio": lambda: Trackio(folder, config=config),
+        "wandb": lambda: WeightsAndBiases(folder, created=created, config=config),
+    }
+    for name in names:
+        if name not in openers:
+            raise UserError(f"unknown metrics sink {name!r}; expected any of {', '.join(openers)}")
+    opened: list[Sink] = []
+    try:
+        for name in dict.fromkeys(names):
+            opened.append(openers[name]())
+    except BaseException:
+        for sink in opened:
+            sink.close()
+        raise
+    return opened
+
+
+class TensorBoard:
+    """TensorBoard event files, one per stretch of training.
+
+    An iteration is one event that holds all its scalars, written by the calling thread: a fraction
+    of the cost of one event per scalar through a queue and a second thread.
+    """
+
+    def __init__(self, folder: Path, *, step: int) -> None:
+        """Starts a new event file that hides events of ``folder`` beyond ``step``."""
+        with _without_torch():
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto import event_pb2, summary_pb2
+        self._folder = folder
+        self._event = event_pb2.Event
+        self._summary = summary_pb2.Summary
+        self._flushed = time.monotonic()
+        try:
+            folder.mkdir(exist_ok=True)
+            # The time in a file's name counts whole seconds; two starts within one must not meet.
+            suffix = f".{os.getpid()}.{len(list(folder.iterdir()))}"
+            self._writer = EventsWriter(str(folder / "events"), suffix)
+        except OSError as error:
+            raise write_error(folder, error) from error
+        # TensorBoard drops events at or after the step of a START; those of `step` itself stay.
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=start))
+
+    def write(self, step: int, metrics: Mapping[str, float | int]) -> None:
+        """Takes the measurements of the iteration that ended at ``step``."""
+        value = self._summary.Value
+        scalars = [
+            value(tag=name, simple_value=plain_number(metrics[name])) for name in sorted(metrics)
+        ]
+        summary = self._summary(value=scalars)
+        self._write(self._event(wall_time=time.time(), step=int(step), summary=summary))
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Puts what was taken so far on the disk, where a viewer sees it."""
+        try:
+            self._writer.flush()
+        except OSError as error:
+            raise write_error(self._folder, error) from error
+        self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Flushes and closes the event file."""
+        try:
+            self._writer.close()
+        except OSError as error:
+            raise write_error(self._folder, error) from error
+
+    def _write(self, event: Any) -> None:
+        try:
+            self._writer.write_event(event)
+        except OSError as error:
+            raise write_error(self._folder, error) from error
+
+
+class WeightsAndBiases:
+    """A Weights & Biases run, continued under the same id when the run is resumed."""
+
+    def __init__(self, folder: Path, *, created: str, config: Mapping[str, Any]) -> None:
+        """Opens the run; project and entity come from W&B's own environment variables."""
+        wandb = _import_extra("wandb")
+        name = folder.resolve().name
+        moment = "".join(character for character in created if character.isdigit())
+        identity = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "tether"),
+            name=name,
+            id=f"{identity[:40]}-{moment}",
+            resume="allow",
+            dir=str(folder),
+            config=dict(config),
+        )
+
+    def write(self, step: int, metrics: Mapping[str, float | int]) -> None:
+        """Takes the measurements of the iteration that ended at ``step``."""
+        self._run.log({name: plain_number(metrics[name]) for name in metrics}, step=int(step))
+
+    def flush(self) -> None:
+        """Does nothing: W&B sends from its own process."""
+
+    def close(self) -> None:
+        """Waits until W&B has taken everything."""
+        self._run.finish()
+
+
+class Trackio:
+    """A trackio run, continued under the same name when the run is resumed."""
+
+    def __init__(self, folder: Path, *, config: Mapping[str, Any]) -> None:
+        """Opens the run in the project ``tether`` (or ``TRACKIO_PROJECT``)."""
+        trackio = _import_extra("trackio")
+        self._run = trackio.init(
+            project=os.environ.get("TRACKIO_PROJECT", "tether"),
+            name=folder.resolve().name,
+            resume="allow",
+            config=dict(config),
+        )
+
+    def write(self, step: int, metrics: Mapping[str, float | int]) -> None:
+        """Takes the measurements of the iteration that ended at ``step``."""
+        self._run.log({name: plain_number(metrics[name]) for name in metrics}, step=int(step))
+
+    def flush(self) -> None:
+        """Does nothing: trackio sends from its own thread."""
+
+    def close(self) -> None:
+        """Waits until trackio has taken everything."""
+        self._run.finish()
+
+
+def _import_extra(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise UserError(
+            f"the metrics sink {package!r} needs the package {package}; "
+            "install it with: pip install 'tether-rl[track]'"
+        ) from error
+
+
+@contextmanager
+def _without_torch() -> Iterator[None]:
+    """Hides torch while tensorboardX is imported.
+
+    tensorboardX imports torch, where it is installed, only to name a type: 1.3 s and 150 MB that a
+    run on the JAX engine would pay for nothing.
+    """
+    if "torch" in sys.modules or "tensorboardX" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]

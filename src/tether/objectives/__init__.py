@@ -1,0 +1,81 @@
+"""The lecture's equations, each once, as pure functions of arrays.
+
+They follow the Python array API, so one text runs on NumPy, on JAX (eager, jitted, differentiated,
+mapped) and on PyTorch (autograd, compiled), and float32 stays float32. Importing this package loads
+neither JAX nor PyTorch.
+"""
+
+from .divergence import (
+    bernoulli_entropy,
+    bernoulli_kl,
+    categorical_entropy,
+    categorical_kl,
+    diagonal_gaussian_entropy,
+    diagonal_gaussian_kl,
+    kl_k1,
+    kl_k2,
+    kl_k3,
+    ppo_adaptive_beta,
+    ziegler_adaptive_beta,
+)
+from .imitation import behaviour_cloning, masked_negative_log_likelihood
+from .policy_gradient import (
+    clip_active,
+    clip_fraction,
+    clipped_surrogate,
+    clipped_value_loss,
+    effective_sample_size,
+    explained_variance,
+    kl_penalized_surrogate,
+    normalize_advantage,
+    policy_gradient,
+    surrogate,
+    value_loss,
+)
+from .preference import bradley_terry, dpo, dpo_implicit_reward, ipo, k_wise
+from .reduction import Reduction, masked_mean, masked_sum
+from .returns import discounted_return, gae, reverse_linear_recurrence, td_error
+from .trust_region import LineSearch, conjugate_gradient, line_search, natural_step
+
+__all__ = [
+    "LineSearch",
+    "Reduction",
+    "behaviour_cloning",
+    "bernoulli_entropy",
+    "bernoulli_kl",
+    "bradley_terry",
+    "categorical_entropy",
+    "categorical_kl",
+    "clip_active",
+    "clip_fraction",
+    "clipped_surrogate",
+    "clipped_value_loss",
+    "conjugate_gradient",
+    "diagonal_gaussian_entropy",
+    "diagonal_gaussian_kl",
+    "discounted_return",
+    "dpo",
+    "dpo_implicit_reward",
+    "effective_sample_size",
+    "explained_variance",
+    "gae",
+    "ipo",
+    "k_wise",
+    "kl_k1",
+    "kl_k2",
+    "kl_k3",
+    "kl_penalized_surrogate",
+    "line_search",
+    "masked_mean",
+    "masked_negative_log_likelihood",
+    "masked_sum",
+    "natural_step",
+    "normalize_advantage",
+    "policy_gradient",
+    "ppo_adaptive_beta",
+    "reverse_linear_recurrence",
+    "surrogate",
+    "td_error",
+    "value_loss",
+    "ziegler_adaptive_beta",
+]
