@@ -1,9 +1,10 @@
 """How fast the physics alone is, and how fast a policy can drive it: what no training can pass.
 
     physics   mujoco.batch.Batch under random actions that were drawn beforehand
-    policy    the same loop, each action chosen by a jitted two-layer tanh policy
+    policy    the same loop, each action chosen by a 64x64 tanh policy that JAX has jitted
+    numpy     the same loop, the same policy in NumPy
 
-Both step a Gymnasium v5 task with its own frame skip and start a simulation anew when its task
+All step a Gymnasium v5 task with its own frame skip and start a simulation anew when its task
 terminates or after 1000 steps, so nobody times a robot that lies on its back. Rewards, storage and
 learning are left out, and the policy's Gaussian noise is drawn beforehand: whatever a training loop
 must do besides counts against it. Prints one JSON object.
@@ -119,29 +120,43 @@ def random_driver(physics: Physics, rng: np.random.Generator) -> Callable[[int],
     return lambda t: actions[t % DRAWN]
 
 
-def policy_driver(physics: Physics, rng: np.random.Generator) -> Callable[[int], Array]:
-    """A Gaussian policy with two tanh layers of 64 and standard deviation 1: t -> (N, nu)."""
-    low, high = jnp.asarray(physics.space.low), jnp.asarray(physics.space.high)
+def draw_policy(physics: Physics, rng: np.random.Generator) -> tuple[list[Array], Array, Array]:
+    """Weights and biases of two tanh layers of 64, noise (DRAWN, N, nu), room to observe (N, D)."""
     sims, actions = physics.ctrl.shape
     observation = np.empty((sims, physics.qpos.shape[1] - 1 + physics.qvel.shape[1]), np.float32)
     widths = [observation.shape[1], 64, 64, actions]
     # A small last layer, as PPO's policies start with: the noise moves the robot at first.
     gains = [1.0, 1.0, 0.01]
     layers = [
-        (jnp.asarray(gain * rng.standard_normal((m, n)) / m**0.5, jnp.float32), jnp.zeros(n))
+        ((gain * rng.standard_normal((m, n)) / m**0.5).astype("f4"), np.zeros(n, "f4"))
         for gain, m, n in zip(gains, widths[:-1], widths[1:], strict=True)
     ]
-    noise = rng.standard_normal((DRAWN, sims, actions)).astype(np.float32)
+    return layers, rng.standard_normal((DRAWN, sims, actions)).astype("f4"), observation
 
-    @jax.jit
-    def act(layers: Array, observation: Array, noise: Array) -> Array:
-        hidden = observation
-        for weights, bias in layers[:-1]:
-            hidden = jnp.tanh(hidden @ weights + bias)
-        weights, bias = layers[-1]
-        return jnp.clip(hidden @ weights + bias + noise, low, high)
 
-    return lambda t: np.asarray(act(layers, physics.observe(observation), noise[t % DRAWN]))
+def gaussian_action(xp: Any, layers: Array, observation: Array, noise: Array, box: Array) -> Array:
+    """Mean plus noise of standard deviation 1, clipped to the box; xp is the array module."""
+    hidden = observation
+    for weights, bias in layers[:-1]:
+        hidden = xp.tanh(hidden @ weights + bias)
+    weights, bias = layers[-1]
+    return xp.clip(hidden @ weights + bias + noise, *box)
+
+
+def jax_driver(physics: Physics, rng: np.random.Generator) -> Callable[[int], Array]:
+    """The policy jitted by JAX: t -> (N, nu)."""
+    layers, noise, room = draw_policy(physics, rng)
+    layers = jax.tree.map(jnp.asarray, layers)
+    box = (jnp.asarray(physics.space.low), jnp.asarray(physics.space.high))
+    act = jax.jit(lambda *arrays: gaussian_action(jnp, *arrays))
+    return lambda t: np.asarray(act(layers, physics.observe(room), noise[t % DRAWN], box))
+
+
+def numpy_driver(physics: Physics, rng: np.random.Generator) -> Callable[[int], Array]:
+    """The same policy in NumPy, which is spared the dispatch: t -> (N, nu)."""
+    layers, noise, room = draw_policy(physics, rng)
+    box = (physics.space.low, physics.space.high)
+    return lambda t: gaussian_action(np, layers, physics.observe(room), noise[t % DRAWN], box)
 
 
 def measure(physics: Physics, driver: Callable[[int], Array], seconds: float) -> dict[str, Any]:
@@ -163,6 +178,9 @@ def measure(physics: Physics, driver: Callable[[int], Array], seconds: float) ->
     }
 
 
+DRIVERS = {"physics": random_driver, "policy": jax_driver, "numpy": numpy_driver}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--env", choices=TASKS, required=True)
@@ -173,7 +191,7 @@ def main() -> None:
     args = parser.parse_args()
 
     result: dict[str, Any] = {"env": args.env, "sims": args.sims, "threads": args.threads}
-    for name, driver in (("physics", random_driver), ("policy", policy_driver)):
+    for name, driver in DRIVERS.items():
         rng = np.random.default_rng(args.seed)
         physics = Physics(args.env, args.sims, args.threads, rng)
         result[name] = measure(physics, driver(physics, rng), args.seconds)

@@ -17,7 +17,9 @@ from tether.errors import UserError
 T = TypeVar("T")
 
 
-def parse(kind: Callable[..., T], arguments: Sequence[str], *, prog: str, default: T | None = None) -> T:
+def parse(
+    kind: Callable[..., T], arguments: Sequence[str], *, prog: str, default: T | None = None
+) -> T:
     """Fill `kind` (a dataclass, possibly holding others) from `arguments`.
 
     Prints help and exits with 0 on --help.
@@ -31,13 +33,14 @@ def parse(kind: Callable[..., T], arguments: Sequence[str], *, prog: str, defaul
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(
+            parsed: T = tyro.cli(
                 kind,
                 args=spelled,
                 prog=prog,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
                 **given,
             )
+            return parsed
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -56,15 +59,20 @@ def say(text: str) -> None:
 
 def _one_line(box: str) -> str:
     """The message inside tyro's box, without its frame, context and advice."""
-    text = re.sub(r"[╭╮╰╯│┌┐└┘]", " ", box)
-    sections = re.split(r"^[\s]*[─\-]{4,}[\s]*$", text, flags=re.MULTILINE)
-    words = [" ".join(section.split()) for section in sections]
-    words = [word for word in words if word]
-    # The frame's title stands in the rule itself or alone before the first rule.
-    message = words[1] if len(words) > 1 and len(words[0].split()) <= 3 else (words or ["bad arguments"])[0]
+    lines = [re.sub(r"[╭╮╰╯│]", " ", line).strip() for line in box.splitlines()]
+    # A rule of dashes, bare or around the box's title, ends each section.
+    sections: list[list[str]] = [[]]
+    for line in lines:
+        if re.search(r"[─-]{4,}", line):
+            sections.append([])
+        elif line:
+            sections[-1].append(line)
+    texts = [" ".join(section) for section in sections if section]
+    message = next((t for t in texts if len(t.split()) > 2), "bad arguments")
     message = re.sub(r"\s*Got errors:.*", "", message)
     message = re.sub(r"^Error parsing (settings|options): ", "", message)
-    suggestion = re.search(r"Perhaps you meant:\s+(--[\w-]+)", " ".join(words))
+    message = re.sub(r"^Missing from .*?: (--[\w-]+).*", r"\1 is required", message)
+    suggestion = re.search(r"Perhaps you meant:\W+(--[\w-]+)", " ".join(texts))
     if suggestion:
         message += f"; did you mean {suggestion.group(1)}?"
     return message.rstrip(".")

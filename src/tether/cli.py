@@ -60,7 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted:
         return 130
     except KeyboardInterrupt:
-        print("tether: stopped at once; `tether resume` goes on from the last checkpoint", file=sys.stderr)
+        print(
+            "tether: stopped at once; `tether resume` goes on from the last checkpoint",
+            file=sys.stderr,
+        )
         return 130
     except BrokenPipeError:
         return 1

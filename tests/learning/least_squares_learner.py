@@ -4,6 +4,7 @@ Run as a program it is the child that the crash tests kill: it creates or resume
 ``ready`` and trains.
 """
 
+import signal
 import sys
 import time
 from typing import Any
@@ -104,4 +105,6 @@ def main(path: str, total: str, every: str, pause: str = "0", sinks: str = "") -
 
 
 if __name__ == "__main__":
+    # A background job's SIGINT is ignored, and its children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main(*sys.argv[1:]))

@@ -64,7 +64,7 @@ dtypes = st.one_of(
     st.sampled_from([np.dtype(np.longdouble), np.dtype(np.clongdouble)]),
 )
 arrays = dtypes.flatmap(
-    lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3))
+    lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, min_side=0, max_side=3))
 )
 scalars = st.one_of(
     st.none(), st.booleans(), st.floats(), st.text(), st.integers(-(2**200), 2**200),
@@ -87,7 +87,7 @@ states = st.dictionaries(
 )
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(state=states, info=st.dictionaries(st.text(), scalars, max_size=3))
 def test_every_state_comes_back_bit_for_bit(tmp_path_factory, state, info) -> None:
     path = tmp_path_factory.mktemp("state") / "x.safetensors"
@@ -212,7 +212,7 @@ def test_bytes_added_at_the_end_are_noticed(saved: Path) -> None:
         load_checkpoint(saved)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_hostile_bytes_under_a_right_checksum_load_or_are_refused(tmp_path_factory, data) -> None:
     path = tmp_path_factory.mktemp("hostile") / "x.safetensors"
@@ -228,7 +228,7 @@ def test_hostile_bytes_under_a_right_checksum_load_or_are_refused(tmp_path_facto
     try:
         load_checkpoint(path)
     except RunError as error:
-        assert "\n" not in str(error)  # noqa: PT017
+        assert "\n" not in str(error)
 
 
 def forge(path: Path, tree: str, entries: str = "", data: bytes = b"") -> None:
@@ -296,7 +296,7 @@ def test_hostile_files_are_refused_in_one_line(
     tmp_path: Path, tree: str, entries: str, data: bytes
 ) -> None:
     forge(tmp_path / "x", tree, entries, data)
-    with pytest.raises(DamagedCheckpointError, match="malformed|format version") as caught:
+    with pytest.raises(DamagedCheckpointError, match=r"malformed|format version") as caught:
         load_checkpoint(tmp_path / "x")
     assert "\n" not in str(caught.value)
     assert not Path(TRAP).exists()
@@ -318,7 +318,7 @@ def test_foreign_files_are_refused(tmp_path: Path, content: bytes) -> None:
 
 def test_a_newer_format_asks_for_an_upgrade_and_is_not_damage(tmp_path: Path) -> None:
     forge(tmp_path / "x", '{"format":2,"info":{},"state":{}}')
-    with pytest.raises(RunError, match="format 2, newer than the 1.*upgrade") as caught:
+    with pytest.raises(RunError, match=r"format 2, newer than the 1.*upgrade") as caught:
         load_checkpoint(tmp_path / "x")
     assert not isinstance(caught.value, DamagedCheckpointError)
 
@@ -333,12 +333,12 @@ def test_a_full_disk_leaves_the_old_file_and_no_litter(saved: Path) -> None:
     before = saved.read_bytes()
     # Writing to /dev/full fails with ENOSPC, as a full disk does.
     saved.with_name(saved.name + ".tmp").symlink_to("/dev/full")
-    with pytest.raises(RunError, match="the disk is full.*free some space"):
+    with pytest.raises(RunError, match=r"the disk is full.*free some space"):
         save_checkpoint(saved, STATE | {"more": np.zeros(1000)}, INFO)
     assert saved.read_bytes() == before
     assert [entry.name for entry in saved.parent.iterdir()] == [saved.name]
 
 
 def test_a_folder_that_is_not_there_is_a_run_error(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="cannot write .*No such file"):
+    with pytest.raises(RunError, match=r"cannot write .*No such file"):
         save_checkpoint(tmp_path / "none" / "x", STATE, INFO)

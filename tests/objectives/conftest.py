@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -12,6 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+
+
+# A test that calls one function twice should pay for one compilation.
+@lru_cache(maxsize=16)
+def _jitted(function: Callable[..., Any]) -> Callable[..., Any]:
+    return jax.jit(function)
+
+
+@lru_cache(maxsize=16)
+def _slope(function: Callable[..., Any], argnums: tuple[int, ...]) -> Callable[..., Any]:
+    return jax.grad(function, argnums=argnums)
 
 
 @dataclass(frozen=True)
@@ -30,7 +42,7 @@ class Backend:
         return values if self.name == "numpy" else jnp.asarray(values)
 
     def _run(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return jax.jit(function) if self.name == "jax-jit" else function
+        return _jitted(function) if self.name == "jax-jit" else function
 
     def raw(self, function: Callable[..., Any], *inputs: Any) -> Any:
         """What the function returns for these inputs, as the library's own array."""
@@ -51,7 +63,7 @@ class Backend:
                 function(*arrays), [arrays[i] for i in floats], materialize_grads=True
             )
         else:
-            found = self._run(jax.grad(function, argnums=tuple(floats)))(*arrays)
+            found = self._run(_slope(function, tuple(floats)))(*arrays)
         return [np.asarray(each) for each in found]
 
 
@@ -62,6 +74,12 @@ def _opened(backend: Backend) -> Iterator[Backend]:
 
 
 @pytest.fixture(params=["numpy", "jax", "jax-jit", "torch"])
+def every_way(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """Every library in float64, and JAX also operation by operation, which is slow."""
+    yield from _opened(Backend(request.param))
+
+
+@pytest.fixture(params=["numpy", "jax-jit", "torch"])
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """Every library in float64, for values."""
     yield from _opened(Backend(request.param))
@@ -77,3 +95,9 @@ def autodiff(request: pytest.FixtureRequest) -> Iterator[Backend]:
 def single(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """Every library in float32."""
     yield from _opened(Backend(request.param, "float32"))
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """Random numbers that depend on the test alone, not on which tests ran before it."""
+    return np.random.default_rng(list(request.function.__name__.encode()))

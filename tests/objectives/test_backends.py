@@ -49,7 +49,8 @@ class Case:
         return lambda *xs: self.function(*xs[:last], xs[last] if mask else None)
 
 
-def _gae(r: Any, v: Any, n: Any, terminated: Any, done: Any, mask: Any) -> Any:
+def _gae(*xs: Any) -> Any:
+    r, v, n, terminated, done, mask = xs
     return o.gae(r, v, n, terminated=terminated, done=done, gamma=0.9, lam=0.8, mask=mask)
 
 
@@ -145,13 +146,13 @@ def _differences(function: Callable[..., Any], inputs: list[np.ndarray]) -> list
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_library_finds_the_same_value(name, backend):
+def test_every_library_finds_the_same_value(name, every_way):
     case = CASES[name]
     for masked in {False, case.masked}:
         function = case.call(masked)
         inputs = [*case.inputs(), *case.flags] + [MASK] * masked
         expected = function(*inputs)
-        found = backend.value(function, *inputs)
+        found = every_way.value(function, *inputs)
         assert found.shape == np.shape(expected)
         np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-12)
 
@@ -247,22 +248,22 @@ def test_vmap_agrees_with_one_example_at_a_time(name):
             np.testing.assert_allclose(found[i], function(*[x[i] for x in arrays]), rtol=1e-12)
 
 
-def _step(r: Any, v: Any, n: Any, log_ratio: Any, terminated: Any, done: Any, mask: Any) -> Any:
+def _step(*xs: Any) -> Any:
+    r, v, n, log_ratio, terminated, done, mask = xs
     advantage = o.normalize_advantage(_gae(r, v, n, terminated, done, mask), mask)
     gain = o.clipped_surrogate(log_ratio, advantage, 0.2, mask)
     kl = o.kl_penalized_surrogate(log_ratio, advantage, o.kl_k3(log_ratio, mask), 0.1, mask)
     return gain + kl - o.dpo(log_ratio, r, 0.5, mask=mask) - o.categorical_kl(v, n).sum()
 
 
-@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
-def test_torch_compiles_the_equations_into_one_graph(compiler):
+def test_torch_compiles_the_equations_into_one_graph():
     draw = np.random.default_rng(3)
     inputs = [torch.as_tensor(draw.normal(size=SHAPE)) for _ in range(4)]
     flags = [torch.as_tensor(x) for x in (TERMINATED, DONE, MASK)]
     for x in inputs:
         x.requires_grad_()
     expected = _step(*inputs, *flags)
-    compiled = torch.compile(_step, fullgraph=True, backend=compiler)(*inputs, *flags)
+    compiled = torch.compile(_step, fullgraph=True)(*inputs, *flags)
     torch.testing.assert_close(compiled, expected)
     pairs = zip(
         torch.autograd.grad(compiled, inputs), torch.autograd.grad(expected, inputs), strict=True
@@ -285,7 +286,7 @@ def test_the_public_names_are_the_ones_that_exist():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: o.policy_gradient(np.ones(3), np.ones((3, 1))), r"log_prob \(3,\), weight \(3, 1\)"),
+        (lambda: o.policy_gradient(np.ones(3), np.ones((3, 1))), r"weight \(3, 1\)"),
         (lambda: o.masked_mean(np.ones((3, 1)), np.ones(3, bool)), r"numbers of axes"),
         (lambda: o.gae(*[np.ones(3)] * 3, terminated=np.ones(3, bool), done=np.ones((3, 1), bool),
                        gamma=1.0, lam=1.0), r"done \(3, 1\)"),

@@ -265,7 +265,7 @@ def test_the_value_loss_pulls_by_the_error(autodiff):
 
 
 @pytest.mark.parametrize(
-    ("value", "old", "target", "loss", "slope"),
+    "row",  # value, old value, target, loss, slope
     [
         (1.1, 1.0, 3.0, 0.5 * 1.9**2, -1.9),  # inside: the plain error
         (1.5, 1.0, 3.0, 0.5 * 1.8**2, 0.0),  # moved far towards the target: held
@@ -273,9 +273,8 @@ def test_the_value_loss_pulls_by_the_error(autodiff):
         (5.0, 1.0, 3.0, 0.5 * 2.0**2, 2.0),  # overshot by more than the bound leaves: pulled back
     ],
 )
-def test_the_clipped_value_loss_holds_only_what_went_the_right_way(
-    value, old, target, loss, slope, autodiff
-):
+def test_the_clipped_value_loss_holds_only_what_went_the_right_way(row, autodiff):
+    value, old, target, loss, slope = row
     inputs = [np.array([x]) for x in (value, old, target)]
 
     def function(v, w, t):

@@ -37,20 +37,13 @@ def loop_gae(data: dict[str, np.ndarray], gamma: float, lam: float) -> np.ndarra
     return advantage
 
 
-def gae_of(reward, value, next_value, terminated, done, gamma=GAMMA, lam=LAM, **options):
-    return o.gae(
-        reward,
-        value,
-        next_value,
-        terminated=terminated,
-        done=done,
-        gamma=gamma,
-        lam=lam,
-        **options,
-    )
+def gae_of(*data, lam=LAM, **options):
+    reward, value, next_value, terminated, done = data
+    flags = {"terminated": terminated, "done": done}
+    return o.gae(reward, value, next_value, **flags, gamma=GAMMA, lam=lam, **options)
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 8, 37])
+@pytest.mark.parametrize("length", [1, 2, 3, 37])
 def test_gae_is_the_loop(length, backend):
     data = rollout(length, length)
     np.testing.assert_allclose(
@@ -68,27 +61,19 @@ def test_gae_along_another_axis_is_the_same(backend):
 
 def test_gae_at_lambda_one_is_the_return_minus_the_value(backend):
     data = rollout(2)
+    # Inside an episode the next value is the next step's value, so that the terms telescope.
+    data["next_value"][:-1] = np.where(
+        data["done"], data["next_value"], np.roll(data["value"], -1, 0)
+    )[:-1]
     expected = np.zeros_like(data["reward"])
     for n in range(expected.shape[1]):
-        following = 0.0
         for t in reversed(range(expected.shape[0])):
             if data["done"][t, n]:
                 following = 0.0 if data["terminated"][t, n] else data["next_value"][t, n]
             following = data["reward"][t, n] + GAMMA * following
             expected[t, n] = following
     found = backend.value(lambda *xs: gae_of(*xs, lam=1.0), *data.values())
-    np.testing.assert_allclose(found + data["value"], _returns_that_bootstrap(data), rtol=1e-11)
-    # Inside an episode V(s_{t+1}) is the next step's value: only then do the terms telescope.
-    inside = {**data, "next_value": data["next_value"].copy()}
-    inside["next_value"][:-1] = np.where(
-        data["done"][:-1], data["next_value"][:-1], data["value"][1:]
-    )
-    found = backend.value(lambda *xs: gae_of(*xs, lam=1.0), *inside.values())
     np.testing.assert_allclose(found, expected - data["value"], rtol=1e-11, atol=1e-12)
-
-
-def _returns_that_bootstrap(data: dict[str, np.ndarray]) -> np.ndarray:
-    return loop_gae(data, GAMMA, 1.0) + data["value"]
 
 
 def test_gae_at_lambda_zero_is_the_td_error(backend):

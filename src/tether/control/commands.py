@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,8 +15,6 @@ from tether.control import training
 from tether.control.evaluation import EVALUATION_SEED
 from tether.control.methods import METHODS, find_method
 from tether.errors import UserError
-
-Positional = tyro.conf.Positional
 
 
 @dataclass(frozen=True)
@@ -53,8 +51,8 @@ def train(arguments: Sequence[str]) -> None:
     """`tether train METHOD --env ID ...`."""
     if not arguments or arguments[0].startswith("-"):
         say("usage: tether train METHOD --env ID [options]; METHOD is one of:")
-        for name, method in METHODS.items():
-            say(f"  {name:14}{method.summary}")
+        for name, known in METHODS.items():
+            say(f"  {name:14}{known.summary}")
         say("tether train METHOD --help lists the options")
         if arguments and arguments[0] in ("-h", "--help"):
             return
@@ -91,7 +89,7 @@ def train(arguments: Sequence[str]) -> None:
 class ResumeOptions:
     """Go on with a run where its newest checkpoint left off."""
 
-    run: Positional[Path]
+    run: tyro.conf.Positional[Path]
     """The run's folder."""
     total_steps: int | None = None
     """A new budget of environment steps; the run's own if not given."""
@@ -119,7 +117,7 @@ def resume(arguments: Sequence[str]) -> None:
 class EvaluateOptions:
     """Run whole episodes with a run's policy, in its own environment."""
 
-    run: Positional[Path]
+    run: tyro.conf.Positional[Path]
     """The run's folder."""
     episodes: int = 20
     """How many episodes."""
@@ -136,10 +134,6 @@ class EvaluateOptions:
 def evaluate(arguments: Sequence[str]) -> None:
     """`tether evaluate RUN`."""
     options = parse(EvaluateOptions, arguments, prog="tether evaluate")
-    if options.video is not None:
-        from tether.control.video import choose_renderer
-
-        choose_renderer()
     evaluation = training.evaluate_run(
         options.run,
         episodes=options.episodes,
@@ -148,7 +142,9 @@ def evaluate(arguments: Sequence[str]) -> None:
     )
     result: dict[str, Any] = {"run": str(options.run), **evaluation.summary()}
     if options.video is not None:
-        training.film(options.run, options.video, seed=options.seed)
+        from tether.control.video import film
+
+        film(options.run, options.video, seed=options.seed)
         result["video"] = str(options.video)
     say(
         f"return {result['return_mean']:.1f} +- {result['return_std']:.1f} over "
@@ -214,7 +210,9 @@ def _train_seeds(method: str, options: TrainOptions, config: Any, kwargs: dict[s
         seeds = [int(word) for word in (options.seeds or "").split(",")]
     except ValueError:
         raise UserError(f"--seeds is {options.seeds!r}; expected integers such as 0,1,2") from None
-    results = training.train_seeds(
+    from tether.control.seeds import train_seeds
+
+    results = train_seeds(
         method,
         options.env,
         seeds,

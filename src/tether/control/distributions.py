@@ -30,7 +30,7 @@ class Distribution(Protocol):
         """The most probable action."""
 
     def log_prob(self, action: Array) -> Array:
-        """log pi(a|s) in nats, (B,)."""
+        """Log pi(a|s) in nats, (B,)."""
 
     def entropy(self) -> Array:
         """Entropy in nats, (B,)."""
@@ -55,9 +55,10 @@ class DiagonalGaussian(NamedTuple):
     def log_prob(self, action: Array) -> Array:
         xp = array_namespace(self.mean)
         z = (action - self.mean) * xp.exp(-self.log_std)
-        return xp.sum(-0.5 * z * z - self.log_std, axis=-1) - 0.5 * math.log(
-            2 * math.pi
-        ) * self.mean.shape[-1]
+        return (
+            xp.sum(-0.5 * z * z - self.log_std, axis=-1)
+            - 0.5 * math.log(2 * math.pi) * self.mean.shape[-1]
+        )
 
     def entropy(self) -> Array:
         xp = array_namespace(self.mean)
@@ -125,9 +126,7 @@ class Bernoulli(NamedTuple):
         return -xp.sum(xp.logaddexp(xp.zeros_like(signed), -signed), axis=-1)
 
     def entropy(self) -> Array:
-        return array_namespace(self.logits).sum(
-            objectives.bernoulli_entropy(self.logits), axis=-1
-        )
+        return array_namespace(self.logits).sum(objectives.bernoulli_entropy(self.logits), axis=-1)
 
     def kl(self, other: Bernoulli) -> Array:
         return array_namespace(self.logits).sum(
@@ -187,12 +186,17 @@ class ActionHead(NamedTuple):
         space = self.space
         if isinstance(space, gym.spaces.Box):
             action = action.reshape(-1, *space.shape)
-            return np.minimum(np.maximum(action, space.low), space.high).astype(space.dtype)
+            clipped: np.ndarray = np.minimum(np.maximum(action, space.low), space.high)
+            bounded: np.ndarray = clipped.astype(space.dtype)
+            return bounded
         if isinstance(space, gym.spaces.Discrete):
-            return action[..., 0].astype(space.dtype) + space.start
+            choice: np.ndarray = action[..., 0].astype(space.dtype)
+            return choice + space.start
         if isinstance(space, gym.spaces.MultiDiscrete):
-            return action.reshape(-1, *space.shape).astype(space.dtype) + space.start
-        return action.reshape(-1, *(space.shape or ())).astype(space.dtype)
+            choices: np.ndarray = action.reshape(-1, *space.shape).astype(space.dtype)
+            return choices + space.start
+        bits: np.ndarray = action.reshape(-1, *(space.shape or ())).astype(space.dtype)
+        return bits
 
 
 def action_head(space: gym.Space[Any]) -> ActionHead:

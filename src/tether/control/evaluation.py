@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tether.control.envs.vector import VectorEnv
+from tether.control.envs import VectorEnv
 from tether.control.policy import Policy
 from tether.errors import UserError
 
@@ -66,9 +66,7 @@ def evaluate(
     while (finished < share).any():
         distribution = policy.distribution(policy.normalize(observation))
         action = (
-            distribution.mode()
-            if deterministic
-            else distribution.sample(head.noise(rng, (count,)))
+            distribution.mode() if deterministic else distribution.sample(head.noise(rng, (count,)))
         )
         step = env.step(head.to_environment(action))
         running += step.reward

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from tether.control.envs.vector import VectorEnv
+from tether.control.envs import VectorEnv
 from tether.control.normalization import ObservationNormalizer, RewardScaler
 from tether.control.policy import Policy, PolicySpec
 from tether.control.rollout import Collector, Rollout
@@ -65,6 +65,7 @@ class OnPolicyLearner(ABC):
     """
 
     config: OnPolicyConfig
+    config_class: ClassVar[type[OnPolicyConfig]] = OnPolicyConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {}}
 
     def __init__(
@@ -89,9 +90,7 @@ class OnPolicyLearner(ABC):
             if self.spec.normalize
             else None
         )
-        self.policy = Policy(
-            self.spec, self.spec.init(weights, config.initial_log_std), normalizer
-        )
+        self.policy = Policy(self.spec, self.spec.init(weights, config.initial_log_std), normalizer)
         scaler = RewardScaler(env.num_envs, config.gamma) if config.normalize_reward else None
         self.collector = Collector(env, self.policy, acting, scaler)
         self._recent: deque[tuple[float, int]] = deque(maxlen=RETURN_WINDOW)
@@ -148,8 +147,8 @@ class OnPolicyLearner(ABC):
             "policy": self.policy.state(),
             "collector": self.collector.state(),
             "method": self.method_state(),
-            "rng": self.rng.bit_generator.state,
-            "acting_rng": self._acting.bit_generator.state,
+            "rng": dict(self.rng.bit_generator.state),
+            "acting_rng": dict(self._acting.bit_generator.state),
             "iterations": self.iterations,
             "episodes": self._episodes,
             "recent_returns": np.array([r for r, _ in self._recent], float),

@@ -8,6 +8,7 @@ deployed policy therefore needs no JAX at all unless it looks at images.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ Array = Any  # numpy.ndarray or jax.Array: the forward pass accepts either
 
 
 class Layer(NamedTuple):
-    """A dense layer: `weight` (in, out), `bias` (out,); or a convolution: `weight` (h, w, in, out)."""
+    """A dense layer, `weight` (in, out), `bias` (out,), or a convolution (h, w, in, out)."""
 
     weight: Array
     bias: Array
@@ -51,7 +52,7 @@ def init_network(
     outputs: int,
     output_gain: float,
 ) -> Network:
-    """A fresh network: orthogonal weights (gain sqrt 2 inside, `output_gain` at the end), zero bias.
+    """A fresh network with orthogonal weights (gain sqrt 2 but for the last layer) and no bias.
 
     Args:
         rng: source of the weights.
@@ -78,7 +79,7 @@ def init_network(
         width = height * breadth * channels
     dense = []
     sizes = [width, *hidden]
-    for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+    for fan_in, fan_out in itertools.pairwise(sizes):
         dense.append(
             Layer(orthogonal(rng, (fan_in, fan_out), math.sqrt(2)), np.zeros(fan_out, np.float32))
         )

@@ -39,9 +39,11 @@ class RunningMoments:
         self.count = total
 
     def state(self) -> dict[str, Any]:
+        """The statistics as a dictionary of arrays."""
         return {"mean": self.mean, "variance": self.variance, "count": self.count}
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Undo :meth:`state`."""
         self.mean = np.asarray(state["mean"])
         self.variance = np.asarray(state["variance"])
         self.count = float(state["count"])
@@ -50,7 +52,8 @@ class RunningMoments:
 class ObservationNormalizer:
     """(o - mean) / std, clipped to +-`clip`, as float32.
 
-    Andrychowicz et al. (2020, section 3.3) find this "crucial"; the clip at 10 is OpenAI Baselines'.
+    Andrychowicz et al. (2020, section 3.3) find this "crucial"; the clip at 10 is that of
+    OpenAI Baselines.
     """
 
     def __init__(self, shape: tuple[int, ...], clip: float = 10.0) -> None:
@@ -70,9 +73,11 @@ class ObservationNormalizer:
         self._freeze()
 
     def state(self) -> dict[str, Any]:
+        """The statistics as a dictionary of arrays."""
         return self.moments.state()
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Undo :meth:`state`."""
         self.moments.restore(state)
         self._freeze()
 
@@ -108,8 +113,10 @@ class RewardScaler:
         return np.clip(scaled, -self.clip, self.clip).astype(np.float32)
 
     def state(self) -> dict[str, Any]:
+        """The statistics as a dictionary of arrays."""
         return {**self.moments.state(), "return": self._return}
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Undo :meth:`state`."""
         self.moments.restore(state)
         self._return = np.asarray(state["return"])

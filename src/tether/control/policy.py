@@ -19,14 +19,14 @@ Array = Any
 
 
 class PolicyParameters(NamedTuple):
-    """What gradient ascent moves: the network and, for Box actions, log standard deviations (A,)."""
+    """What learning moves: the network and, for Box actions, log standard deviations (A,)."""
 
     network: Network
     log_std: Array
 
 
 class PolicySpec(NamedTuple):
-    """What a policy maps from and to; enough to rebuild it where the environment is not installed."""
+    """What a policy maps from and to: enough to rebuild it without its environment."""
 
     source_space: gym.Space[Any]
     observation_space: gym.spaces.Box
@@ -48,6 +48,7 @@ class PolicySpec(NamedTuple):
         return cls(source_space, space, action_head(action_space), hidden, normalize and vector)
 
     def to_json(self) -> dict[str, Any]:
+        """The spec as JSON-able values."""
         return {
             "observation_space": space_to_json(self.source_space),
             "action_space": space_to_json(self.head.space),
@@ -57,6 +58,7 @@ class PolicySpec(NamedTuple):
 
     @classmethod
     def from_json(cls, spec: dict[str, Any]) -> PolicySpec:
+        """Undo :meth:`to_json`."""
         return cls.of(
             space_from_json(spec["observation_space"]),
             space_from_json(spec["action_space"]),
@@ -73,9 +75,7 @@ class PolicySpec(NamedTuple):
 
     def distribution(self, parameters: PolicyParameters, observation: Array) -> Distribution:
         """pi(.|s) for a batch of normalized observations, in NumPy or JAX."""
-        return self.head.distribution(
-            forward(parameters.network, observation), parameters.log_std
-        )
+        return self.head.distribution(forward(parameters.network, observation), parameters.log_std)
 
 
 class Policy:
@@ -170,7 +170,9 @@ class Policy:
             action = distribution.mode()
         else:
             if rng is None:
-                raise UserError("predict(deterministic=False) needs rng=numpy.random.default_rng(seed)")
+                raise UserError(
+                    "predict(deterministic=False) needs rng=numpy.random.default_rng(seed)"
+                )
             action = distribution.sample(self.spec.head.noise(rng, (len(flat),)))
         actions = self.spec.head.to_environment(action)
         return actions if batched else actions[0]

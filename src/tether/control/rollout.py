@@ -1,4 +1,4 @@
-"""Collecting experience: the policy acts in a vector of environments for a fixed number of steps."""
+"""Collecting experience: the policy acts in a vector of environments for a number of steps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tether.control.envs.vector import VectorEnv
+from tether.control.envs import VectorEnv
 from tether.control.normalization import RewardScaler
 from tether.control.policy import Policy
 from tether.errors import BadEnvironmentError

@@ -14,8 +14,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from tether.control.envs import make
-from tether.control.envs.vector import VectorEnv
+from tether.control.envs import VectorEnv, make
 from tether.control.evaluation import EVALUATION_SEED, Evaluation, evaluate
 from tether.control.learner import OnPolicyConfig, OnPolicyLearner
 from tether.control.methods import find_method
@@ -76,8 +75,11 @@ def configure(
     """
     learner = find_method(method)
     if preset not in learner.presets:
-        raise UserError(f"unknown preset {preset!r} of {method}; known: {', '.join(learner.presets)}")
-    return learner.config_class.load({**learner.presets[preset], **(settings or {})})
+        raise UserError(
+            f"unknown preset {preset!r} of {method}; known: {', '.join(learner.presets)}"
+        )
+    config_class: type[OnPolicyConfig] = learner.config_class
+    return config_class.load({**learner.presets[preset], **(settings or {})})
 
 
 def train(
@@ -186,7 +188,10 @@ def resume(
 
 
 def load(run: str | Path) -> Policy:
-    """The policy in a run's newest checkpoint; needs neither the environment nor, but for images, JAX."""
+    """The policy in a run's newest checkpoint.
+
+    Needs neither the environment nor, unless the policy looks at images, JAX.
+    """
     opened = Run.open(run)
     state: Any = opened.load()
     return Policy.from_state(PolicySpec.from_json(opened.spec["policy"]), state["policy"])
@@ -200,7 +205,7 @@ def evaluate_run(
     deterministic: bool = True,
     env: EnvLike | None = None,
 ) -> Evaluation:
-    """Evaluate a run's policy in its own environment; see :func:`tether.control.evaluation.evaluate`."""
+    """Evaluate a run's policy in its own environment; see :mod:`tether.control.evaluation`."""
     policy = load(run)
     world = _environment(Run.open(run), env, max(1, min(episodes, 20)), None)
     try:
@@ -228,9 +233,7 @@ def default_folder(method: str, env_id: str, seed: int) -> Path:
     return Path("runs") / f"{method}-{name}-{seed}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def _environment(
-    run: Run, env: EnvLike | None, num_envs: int, threads: int | None
-) -> VectorEnv:
+def _environment(run: Run, env: EnvLike | None, num_envs: int, threads: int | None) -> VectorEnv:
     source = env if env is not None else run.spec["env"]
     if source is None:
         raise UserError(

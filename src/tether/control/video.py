@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes.util
+import functools
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -14,22 +16,41 @@ import numpy as np
 
 from tether.control.envs.spaces import flatten_observation
 from tether.control.policy import Policy
+from tether.control.training import load
 from tether.errors import UserError
+from tether.learning.run import Run
 
 
+@functools.cache
 def choose_renderer() -> None:
-    """Set MUJOCO_GL for drawing without a screen, before mujoco is first imported.
+    """Set MUJOCO_GL to a backend that draws without a screen, unless the user set it.
 
-    EGL where its library is installed, else OSMesa; what the user set comes first. MuJoCo reads
-    the variable once, at import.
+    EGL first, then OSMesa. Each is tried in a process of its own, since a library that loads and
+    then fails to draw cannot be unloaded.
+
+    Raises:
+        UserError: neither works.
     """
     if os.environ.get("MUJOCO_GL") or os.environ.get("DISPLAY"):
         return
-    for backend, library in (("egl", "EGL"), ("osmesa", "OSMesa")):
-        if ctypes.util.find_library(library):
-            os.environ["MUJOCO_GL"] = backend
-            os.environ.setdefault("PYOPENGL_PLATFORM", backend)
+    reasons = []
+    for backend in ("egl", "osmesa"):
+        settings = {"MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend}
+        probe = subprocess.run(
+            [sys.executable, "-c", "import mujoco; mujoco.GLContext(8, 8).make_current()"],
+            env={**os.environ, **settings},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if probe.returncode == 0:
+            os.environ.update(settings)
             return
+        reasons.append(f"{backend}: {(probe.stderr.strip().splitlines() or ['failed'])[-1]}")
+    raise UserError(
+        f"no renderer works here ({'; '.join(reasons)}); install EGL or OSMesa (Debian: libegl1 "
+        "libegl-mesa0, or libosmesa6)"
+    )
 
 
 def record_video(
@@ -46,6 +67,7 @@ def record_video(
     Raises:
         UserError: the environment cannot draw, or no renderer works on this machine.
     """
+    choose_renderer()
     try:
         world = gym.make(env, render_mode="rgb_array", **(env_kwargs or {}))
     except Exception as error:
@@ -55,14 +77,23 @@ def record_video(
     keep_every = max(1, round(fps / 50))
     temporary = path.with_name(path.name + ".tmp")
     try:
-        _write_mp4(
-            temporary, _frames(policy, world, seed, frames, keep_every), fps / keep_every
-        )
+        _write_mp4(temporary, _frames(policy, world, seed, frames, keep_every), fps / keep_every)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
         world.close()
     return path
+
+
+def film(run: str | Path, path: Path, *, seed: int, frames: int = 500) -> Path:
+    """Film a run's policy in the run's own environment; see :func:`record_video`."""
+    opened = Run.open(run)
+    env = opened.spec["env"]
+    if env is None:
+        raise UserError(f"run {run} was made from a function, which a film cannot make again")
+    return record_video(
+        load(run), env, path, seed=seed, frames=frames, env_kwargs=opened.spec["env_kwargs"]
+    )
 
 
 def _frames(
@@ -100,15 +131,15 @@ def _write_mp4(path: Path, frames: Iterator[np.ndarray], fps: float) -> None:
     rate = Fraction(fps).limit_denominator(1000)
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
         stream: Any = None
-        for image in frames:
+        for frame in frames:
             # H.264 with 4:2:0 chroma needs even sides.
-            image = image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2]
+            image = frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]
             if stream is None:
                 stream = container.add_stream("libx264", rate=rate)
                 stream.height, stream.width = image.shape[:2]
                 stream.pix_fmt = "yuv420p"
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-            container.mux(stream.encode(frame))
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            container.mux(stream.encode(picture))
         if stream is not None:
             container.mux(stream.encode())
 

@@ -141,7 +141,7 @@ def _encode_array(value: Any, path: tuple[str, ...], arrays: Arrays) -> Json:
             np.lib.format.write_array(buffer, array, allow_pickle=False)
         if buffer.tell() - array.nbytes > MAX_NPY_HEADER:
             raise TypeError(
-                f"state at {'/'.join(path)!r} has too long a dtype: {len(array.dtype)} fields"
+                f"state at {'/'.join(path)!r} has too long a dtype: {array.dtype!s:.60}"
             )
         stored = np.frombuffer(buffer.getvalue(), dtype=np.uint8)
     arrays[node["$array"]] = stored

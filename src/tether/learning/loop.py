@@ -73,8 +73,7 @@ class Loop:
         self._lines = position.lines
         self._unsaved = not folder.checkpoints()
         self._saved_steps = learner.steps
-        self._began = time.monotonic() - position.seconds
-        self._saved_at = self._iterated_at = time.monotonic()
+        self._start_clock(position.seconds)
 
     @property
     def position(self) -> Position:
@@ -93,6 +92,8 @@ class Loop:
             The last iteration's metrics. ``run.outcome`` says how it ended.
         """
         self._sinks = sinks
+        # Opening the sinks may have taken a while, and is no training.
+        self._start_clock(self._seconds)
         metrics: Metrics = {}
         go_on = True
         self._run.outcome = "running"
@@ -117,6 +118,11 @@ class Loop:
                 self._run.outcome = "failed"
             self._callbacks.on_end(self._run, self._learner)
         return metrics
+
+    def _start_clock(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._saved_at = self._iterated_at = time.monotonic()
+        self._began = self._iterated_at - seconds
 
     def close(self) -> None:
         """Closes ``metrics.jsonl``."""

@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ class MetricsFile:
             while written < len(line):
                 written += os.write(self._descriptor, line[written:])
         except OSError as error:
-            os.ftruncate(self._descriptor, self.bytes)
+            with suppress(OSError):
+                os.ftruncate(self._descriptor, self.bytes)
             raise write_error(self.path, error) from error
         self.bytes += len(line)
 

@@ -148,6 +148,8 @@ class ProgressBar:
             TaskProgressColumn(),
             *texts,
             console=Console(file=stream),
+            # On one terminal a print must not run into the bar; in a pipe it belongs to the reader.
+            redirect_stdout=sys.stdout.isatty(),
             auto_refresh=False,
             expand=True,
         )

@@ -49,7 +49,7 @@ def open_sinks(
     """
     openers: dict[str, Callable[[], Sink]] = {
         "tensorboard": lambda: TensorBoard(folder / "tensorboard", step=step),
-        "trackio": lambda: Trackio(folder, config=config),
+        "trackio": lambda: Trackio(folder, created=created, config=config),
         "wandb": lambda: WeightsAndBiases(folder, created=created, config=config),
     }
     for name in names:
@@ -127,18 +127,18 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A Weights & Biases run, continued under the same id when the run is resumed."""
+    """A Weights & Biases run, continued under the same id when the run is resumed.
+
+    What a killed run had sent beyond its last checkpoint stays there; W&B drops the repeats.
+    """
 
     def __init__(self, folder: Path, *, created: str, config: Mapping[str, Any]) -> None:
         """Opens the run; project and entity come from W&B's own environment variables."""
         wandb = _import_extra("wandb")
-        name = folder.resolve().name
-        moment = "".join(character for character in created if character.isdigit())
-        identity = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "tether"),
-            name=name,
-            id=f"{identity[:40]}-{moment}",
+            name=folder.resolve().name,
+            id=_identity(folder, created),
             resume="allow",
             dir=str(folder),
             config=dict(config),
@@ -157,14 +157,17 @@ class WeightsAndBiases:
 
 
 class Trackio:
-    """A trackio run, continued under the same name when the run is resumed."""
+    """A trackio run, continued under the same name when the run is resumed.
 
-    def __init__(self, folder: Path, *, config: Mapping[str, Any]) -> None:
+    What a killed run had sent beyond its last checkpoint stays there and is sent again.
+    """
+
+    def __init__(self, folder: Path, *, created: str, config: Mapping[str, Any]) -> None:
         """Opens the run in the project ``tether`` (or ``TRACKIO_PROJECT``)."""
         trackio = _import_extra("trackio")
         self._run = trackio.init(
             project=os.environ.get("TRACKIO_PROJECT", "tether"),
-            name=folder.resolve().name,
+            name=_identity(folder, created),
             resume="allow",
             config=dict(config),
         )
@@ -179,6 +182,13 @@ class Trackio:
     def close(self) -> None:
         """Waits until trackio has taken everything."""
         self._run.finish()
+
+
+def _identity(folder: Path, created: str) -> str:
+    """One name per run, the same after a resume: folders of different runs may share theirs."""
+    moment = "".join(character for character in created if character.isdigit())[:14]
+    name = "".join(c if c.isalnum() or c in "-_" else "-" for c in folder.resolve().name)
+    return f"{name[:40]}-{moment}"
 
 
 def _import_extra(package: str) -> Any:

@@ -222,8 +222,9 @@ def ppo_adaptive_beta(beta: Scalar, kl: Scalar, target: Scalar) -> Scalar:
         PPO (2017), section 4.
     """
     xp = namespace(beta, kl)
-    factor = xp.where(xp.asarray(kl < target / 1.5), 0.5, 1.0)
-    return beta * xp.where(xp.asarray(kl > target * 1.5), 2.0, factor)
+    lower = xp.where(xp.asarray(kl < target / 1.5), beta / 2.0, beta)
+    # The index makes a number of NumPy's array without axes and changes nothing else.
+    return xp.where(xp.asarray(kl > target * 1.5), beta * 2.0, lower)[()]
 
 
 def ziegler_adaptive_beta(

@@ -366,4 +366,5 @@ def _log_bounds(log_ratio: Array, epsilon: Scalar) -> tuple[Array | float, Array
     if isinstance(epsilon, int | float):
         return math.log1p(-epsilon) if epsilon < 1 else -math.inf, math.log1p(epsilon)
     xp = namespace(log_ratio)
-    return xp.log1p(-xp.minimum(epsilon, xp.ones_like(epsilon))), xp.log1p(epsilon)
+    # The smallest float32 stands for zero, whose logarithm would spoil the gradient.
+    return xp.log(xp.clip(1.0 - epsilon, min=1e-37)), xp.log1p(epsilon)

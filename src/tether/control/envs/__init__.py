@@ -1,0 +1,22 @@
+"""Environments: N copies stepped in lockstep behind one small protocol, through two doors.
+
+``make("HalfCheetah-v5", 8)`` steps Gymnasium's MuJoCo v5 tasks on MuJoCo's own batch stepper, and
+``make("CartPole-v1", 8)`` any other Gymnasium environment; both can be saved in the middle of an
+episode and continued bit for bit.
+"""
+
+from tether.control.envs.check import check_vector_env
+from tether.control.envs.protocol import Step, VectorEnv
+from tether.control.envs.registry import BATCHED_TASKS, EnvironmentEntry, list_environments
+from tether.control.envs.vector import Door, make
+
+__all__ = [
+    "BATCHED_TASKS",
+    "Door",
+    "EnvironmentEntry",
+    "Step",
+    "VectorEnv",
+    "check_vector_env",
+    "list_environments",
+    "make",
+]

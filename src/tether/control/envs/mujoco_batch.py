@@ -21,9 +21,9 @@ from gymnasium.utils import seeding
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 from tether.control.envs import mujoco_fixed, mujoco_planar, mujoco_spatial
+from tether.control.envs.arrays import Array, Space, action_batch, policy_space
 from tether.control.envs.mujoco_task import Task
-from tether.control.envs.spaces import Array, action_batch, policy_space
-from tether.control.envs.vector import Step, check_state
+from tether.control.envs.protocol import Step, check_seed, check_state
 from tether.errors import UserError
 
 # By class, not by id: a re-registered id may be anything, and a subclass may change the rules.
@@ -82,19 +82,19 @@ class MujocoVectorEnv:
             )
         inner: Any = env.unwrapped
         assert env.spec is not None
-        assert env.observation_space.shape is not None
         self.id = env.spec.id
         self.num_envs = num_envs
-        self.source_observation_space = env.observation_space
-        self.observation_space = policy_space(env.observation_space)
-        self.action_space = env.action_space
+        self.source_observation_space: Space = env.observation_space
+        seen = policy_space(env.observation_space)
+        self.observation_space: Space = seen
+        self.action_space: Space = env.action_space
         self._limit = _time_limit(env)
         self._substeps: int = inner.frame_skip
         self._physics = task.stepper(inner.model, num_envs, threads)
         self._task = task(inner, self._physics)
         self._generators: list[np.random.Generator] = []
         self._elapsed = np.zeros(num_envs, np.int64)
-        self._observation = np.zeros((num_envs, *self.observation_space.shape))
+        self._observation = np.zeros((num_envs, *seen.shape))
         self._final = np.zeros_like(self._observation)
         self._reward = np.zeros(num_envs)
         self._terminated = np.zeros(num_envs, bool)
@@ -103,6 +103,7 @@ class MujocoVectorEnv:
 
     def reset(self, seed: int) -> Array:
         """Begin anew, environment i with seed + i; returns the observation (N, D)."""
+        seed = check_seed(seed)
         self._generators = [seeding.np_random(seed + i)[0] for i in range(self.num_envs)]
         self._begin(np.arange(self.num_envs, dtype=np.int32))
         return self._observation

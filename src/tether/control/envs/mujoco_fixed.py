@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
+from tether.control.envs.arrays import Array
 from tether.control.envs.mujoco_physics import Physics
 from tether.control.envs.mujoco_task import ControlCost, Task
-from tether.control.envs.spaces import Array
 
 
 class Reacher(Task):
@@ -25,6 +26,7 @@ class Reacher(Task):
         self._angles = np.empty((n, 2))
         self._gap = np.empty((n, 3))
 
+    @override
     def draw(self, generator: np.random.Generator) -> tuple[Array, Array]:
         qpos = generator.uniform(low=-0.1, high=0.1, size=self.init_qpos.size) + self.init_qpos
         while True:
@@ -36,6 +38,7 @@ class Reacher(Task):
         qvel[-2:] = 0
         return qpos, qvel
 
+    @override
     def observe(self, out: Array) -> None:
         # The copy makes the angles contiguous: NumPy's sine may round differently on strides.
         self._angles[...] = self.qpos[:, :2]
@@ -47,6 +50,7 @@ class Reacher(Task):
         np.subtract(self._finger, self._target, out=self._gap)
         out[:, 6 + goals :] = self._gap[:, :2]
 
+    @override
     def score(self, action: Array, reward: Array, terminated: Array) -> None:
         np.subtract(self._finger, self._target, out=self._gap)
         distance(self._gap, out=reward)
@@ -71,6 +75,7 @@ class Pusher(Task):
         self._gap = np.empty((n, 3))
         self._near = np.empty(n)
 
+    @override
     def draw(self, generator: np.random.Generator) -> tuple[Array, Array]:
         qpos = self.init_qpos.copy()
         while True:
@@ -85,6 +90,7 @@ class Pusher(Task):
         qvel[-4:] = 0
         return qpos, qvel
 
+    @override
     def observe(self, out: Array) -> None:
         out[:, :7] = self.qpos[:, :7]
         out[:, 7:14] = self.qvel[:, :7]
@@ -92,6 +98,7 @@ class Pusher(Task):
         out[:, 17:20] = self._object
         out[:, 20:] = self._goal
 
+    @override
     def score(self, action: Array, reward: Array, terminated: Array) -> None:
         np.subtract(self._object, self._tip, out=self._gap)
         distance(self._gap, out=self._near)
@@ -111,9 +118,11 @@ class InvertedPendulum(Task):
         super().__init__(env, physics)
         self._angle = self.qpos[:, 1]
 
+    @override
     def observe(self, out: Array) -> None:
         out[...] = self.coordinates
 
+    @override
     def score(self, action: Array, reward: Array, terminated: Array) -> None:
         standing = np.logical_and.reduce(np.isfinite(self.coordinates), axis=1)
         standing &= ~(np.abs(self._angle) > 0.2)
@@ -122,9 +131,10 @@ class InvertedPendulum(Task):
 
 
 class InvertedDoublePendulum(Task):
-    """As ``InvertedDoublePendulumEnv`` v5: r = alive − (0.01 x² + (y − 2)²) − (.001 v₁² + .005 v₂²).
+    """As ``InvertedDoublePendulumEnv`` v5.
 
-    x and y place the tip of the second pole in metres; the episode ends when y ≤ 1.
+    r = alive − (0.01 x² + (y − 2)²) − (0.001 v₁² + 0.005 v₂²), where x and y place the tip of the
+    second pole in metres; the episode ends when y ≤ 1.
     """
 
     normal_velocity = True
@@ -137,6 +147,7 @@ class InvertedDoublePendulum(Task):
         self._poles = self.qpos.shape[1] - 1
         self._angles = np.empty((self.num_envs, self._poles))
 
+    @override
     def observe(self, out: Array) -> None:
         poles, nv = self._poles, self.qvel.shape[1]
         self._angles[...] = self.qpos[:, 1:]
@@ -149,6 +160,7 @@ class InvertedDoublePendulum(Task):
         np.minimum(forces, 10, out=forces)
         np.maximum(forces, -10, out=forces)
 
+    @override
     def score(self, action: Array, reward: Array, terminated: Array) -> None:
         np.less_equal(self._tip[:, 2], 1, out=terminated)
         rows = zip(self._tip.tolist(), self.qvel.tolist(), terminated.tolist(), strict=True)

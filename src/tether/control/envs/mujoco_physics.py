@@ -13,8 +13,9 @@ from typing import Any, Protocol
 import mujoco
 import numpy as np
 from mujoco.batch import Batch, SimulationError
+from typing_extensions import override
 
-from tether.control.envs.spaces import Array
+from tether.control.envs.arrays import Array
 from tether.errors import BadEnvironmentError
 
 
@@ -60,7 +61,7 @@ class Physics(Protocol):
         ...
 
 
-class BatchPhysics:
+class BatchPhysics(Physics):
     """MuJoCo's batch stepper: one call advances every simulation on ``threads`` threads."""
 
     def __init__(self, model: Any, num_envs: int, threads: int) -> None:
@@ -76,16 +77,19 @@ class BatchPhysics:
         assert self.qvel.ctypes.data == self._batch.bind("qvel").ctypes.data
         self.ctrl: Array = self._batch.bind("ctrl")
 
+    @override
     def bind(self, name: str) -> Array:
         array: Array = self._batch.bind(name)
         return array
 
+    @override
     def step(self, substeps: int) -> None:
         try:
             self._batch.step(nstep=substeps)
         except SimulationError as error:
             raise BadEnvironmentError(str(error)) from error
 
+    @override
     def place(self, ids: Array, qpos: Array, qvel: Array) -> None:
         # A row is a whole simulation, so this is mj_resetData: clock, controls and warm start too.
         self._batch.state[ids] = self._start
@@ -93,18 +97,20 @@ class BatchPhysics:
         self.qvel[ids] = qvel
         self._batch.forward(ids)
 
+    @override
     def state(self) -> Array:
         return np.array(self._batch.state)
 
+    @override
     def restore(self, state: Array) -> None:
         self._batch.state[...] = state
 
+    @override
     def close(self) -> None:
-        # The batch's threads end with the object; its arrays stay valid while anyone holds them.
-        del self._batch
+        """The batch's threads end with the object."""
 
 
-class PooledPhysics:
+class PooledPhysics(Physics):
     """One MjData per simulation, for tasks that read what ``mj_rnePostConstraint`` computes."""
 
     def __init__(self, model: Any, num_envs: int, threads: int) -> None:
@@ -124,6 +130,7 @@ class PooledPhysics:
         self._link("qvel", self.qvel)
         self.ctrl: Array = np.zeros((num_envs, model.nu))
 
+    @override
     def bind(self, name: str) -> Array:
         if name not in self._fields:
             field: Array = np.stack([getattr(data, name) for data in self._data])
@@ -135,6 +142,7 @@ class PooledPhysics:
         for links, row, data in zip(self._links, field, self._data, strict=True):
             links.append((row, getattr(data, name)))
 
+    @override
     def step(self, substeps: int) -> None:
         others: list[Future[None]] = []
         if self._pool is not None:
@@ -153,9 +161,12 @@ class PooledPhysics:
                 mujoco.mj_step(self._model, data, nstep=substeps)
                 mujoco.mj_rnePostConstraint(self._model, data)
             except mujoco.FatalError as error:
-                raise BadEnvironmentError(f"MuJoCo failed in simulation {index}: {error}") from error
+                raise BadEnvironmentError(
+                    f"MuJoCo failed in simulation {index}: {error}"
+                ) from error
             self._refresh(index)
 
+    @override
     def place(self, ids: Array, qpos: Array, qvel: Array) -> None:
         for index, position, velocity in zip(ids.tolist(), qpos, qvel, strict=True):
             data = self._data[index]
@@ -165,18 +176,21 @@ class PooledPhysics:
             mujoco.mj_forward(self._model, data)
             self._refresh(index)
 
+    @override
     def state(self) -> Array:
         state = np.empty((self.num_envs, self._size))
         for row, data in zip(state, self._data, strict=True):
             mujoco.mj_getState(self._model, data, row, mujoco.mjtState.mjSTATE_INTEGRATION)
         return state
 
+    @override
     def restore(self, state: Array) -> None:
         for index, data in enumerate(self._data):
             row = np.ascontiguousarray(state[index])
             mujoco.mj_setState(self._model, data, row, mujoco.mjtState.mjSTATE_INTEGRATION)
             self._refresh(index)
 
+    @override
     def close(self) -> None:
         if self._pool is not None:
             self._pool.shutdown()

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
+from tether.control.envs.arrays import Array
 from tether.control.envs.mujoco_physics import Physics
 from tether.control.envs.mujoco_task import ControlCost, Task
-from tether.control.envs.spaces import Array
 
 
 class Runner(Task):
@@ -32,9 +33,11 @@ class Runner(Task):
         self.position = np.empty((n, 1))
         self._before = self.position[:, 0]
 
+    @override
     def locate(self) -> None:
         self._before[...] = self._x
 
+    @override
     def observe(self, out: Array) -> None:
         out[...] = self._seen
         if self.velocity_limit < np.inf:
@@ -42,6 +45,7 @@ class Runner(Task):
             np.minimum(velocity, self.velocity_limit, out=velocity)
             np.maximum(velocity, -self.velocity_limit, out=velocity)
 
+    @override
     def score(self, action: Array, reward: Array, terminated: Array) -> None:
         self.forward(reward)
         reward -= self._control_cost(action)
@@ -88,6 +92,7 @@ class Walker2d(Runner):
         """(2, k): open ranges of the first k coordinates after x."""
         return np.array([env._healthy_z_range, env._healthy_angle_range]).T
 
+    @override
     def score(self, action: Array, reward: Array, terminated: Array) -> None:
         self.forward(reward)
         np.greater(self._judged, self._low, out=self._inside)
@@ -105,6 +110,7 @@ class Walker2d(Runner):
 class Hopper(Walker2d):
     """As ``HopperEnv`` v5: every coordinate beyond x and z has a healthy range too."""
 
+    @override
     def healthy_ranges(self, env: Any) -> Array:
         (low, high), (angle_low, angle_high) = env._healthy_state_range, env._healthy_angle_range
         # The angle must lie in both its own range and everyone's.

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
+from tether.control.envs.arrays import Array
 from tether.control.envs.mujoco_physics import Physics, PooledPhysics
 from tether.control.envs.mujoco_task import ControlCost, Task, within
-from tether.control.envs.spaces import Array
 
 
 class Ant(Task):
@@ -35,15 +36,18 @@ class Ant(Task):
         self._contact_cost = ControlCost(env._contact_cost_weight, self._forces)
         self.position = np.empty((n, 1))
 
+    @override
     def locate(self) -> None:
         self.position[:, 0] = self._x
 
+    @override
     def observe(self, out: Array) -> None:
         np.clip(self._raw_forces, *self._force_range, out=self._forces)
         out[:, : self._seen.shape[1]] = self._seen
         if self._shows_forces:
             out[:, self._seen.shape[1] :] = self._forces[:, 6:]
 
+    @override
     def score(self, action: Array, reward: Array, terminated: Array) -> None:
         np.clip(self._raw_forces, *self._force_range, out=self._forces)
         low, high = self._z_range
@@ -82,6 +86,7 @@ class Bodied(Task):
         if env._include_cfrc_ext_in_observation is True:
             self._parts.append(self._forces[:, 6:])
 
+    @override
     def observe(self, out: Array) -> None:
         np.concatenate(self._parts, axis=1, out=out)
 
@@ -102,11 +107,13 @@ class Humanoid(Bodied):
         self._mass = self._masses.sum()
         self.position = np.empty((self.num_envs, 1))
 
+    @override
     def locate(self) -> None:
         # One body at a time: the order of summation must be Gymnasium's for every N.
         for row, centers in zip(self.position, self._centers, strict=True):
             row[0] = (np.einsum("b,bj->j", self._masses, centers) / self._mass)[0]
 
+    @override
     def score(self, action: Array, reward: Array, terminated: Array) -> None:
         np.negative(self.position[:, 0], out=reward)
         self.locate()
@@ -130,6 +137,7 @@ class HumanoidStandup(Bodied):
         self._cost_range = env._impact_cost_range
         self._impact_cost = ControlCost(env._impact_cost_weight, self._forces)
 
+    @override
     def score(self, action: Array, reward: Array, terminated: Array) -> None:
         np.divide(self.qpos[:, 2], self._timestep, out=reward)
         reward -= self._control_cost(self.physics.ctrl)

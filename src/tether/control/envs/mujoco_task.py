@@ -8,15 +8,16 @@ Weights are read from a real Gymnasium environment, so its keyword arguments are
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
 
+from tether.control.envs.arrays import Array
 from tether.control.envs.mujoco_physics import BatchPhysics, Physics, PooledPhysics
-from tether.control.envs.spaces import Array
 
 
-class Task:
+class Task(ABC):
     """Rules of one task over N simulations.
 
     Attributes:
@@ -56,13 +57,14 @@ class Task:
             return qpos, self.init_qvel + scale * generator.standard_normal(nv)
         return qpos, self.init_qvel + generator.uniform(low=-scale, high=scale, size=nv)
 
-    def locate(self) -> None:
+    def locate(self) -> None:  # noqa: B027
         """Set :attr:`position` from the simulations, after starts and after steps."""
 
+    @abstractmethod
     def observe(self, out: Array) -> None:
         """Write the (N, D) observation of the simulations as they stand."""
-        raise TypeError(f"{type(self).__name__} observes nothing")
 
+    @abstractmethod
     def score(self, action: Array, reward: Array, terminated: Array) -> None:
         """Write reward (N,) float64 and terminated (N,) bool of the step just made.
 
@@ -71,7 +73,6 @@ class Task:
             reward: written.
             terminated: written.
         """
-        raise TypeError(f"{type(self).__name__} scores nothing")
 
     def body(self, env: Any, name: str) -> Array:
         """(N, 3) live position of a named body, as ``get_body_com``."""
@@ -97,7 +98,7 @@ class ControlCost:
 
 
 def within(low: float, values: Array, high: float) -> Array:
-    """low < values < high, elementwise; false for NaN."""
+    """Whether low < values < high, elementwise; false for NaN."""
     inside: Array = np.less(low, values)
     inside &= values < high
     return inside

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from tether.control.envs.spaces import MAX_ELEMENTS, Array, Space
+from tether.control.envs.arrays import MAX_ELEMENTS, Array, Space
 from tether.errors import UserError
 
 _MAX_DEPTH = 16
@@ -52,7 +52,9 @@ def space_to_json(space: Space) -> dict[str, Any]:
             "dtype": space.dtype.name,
         }
     if isinstance(space, spaces.MultiBinary):
-        return {"type": "multi_binary", "shape": [int(n) for n in space.shape]}
+        # MultiBinary(3) and MultiBinary([3]) are not equal, so the form is kept.
+        n_or_shape = space.n if isinstance(space.n, int) else [int(n) for n in space.shape]
+        return {"type": "multi_binary", "shape": n_or_shape}
     if isinstance(space, spaces.Dict):
         if not all(isinstance(key, str) for key in space.spaces):
             raise UserError(f"Dict keys must be strings to be saved, got {list(space.spaces)}")
@@ -60,7 +62,9 @@ def space_to_json(space: Space) -> dict[str, Any]:
         return {"type": "dict", "spaces": pairs}
     if isinstance(space, spaces.Tuple):
         return {"type": "tuple", "spaces": [space_to_json(part) for part in space.spaces]}
-    raise UserError(f"cannot save space {space}: Box, Discrete, Multi*, Dict and Tuple can be saved")
+    raise UserError(
+        f"cannot save space {space}: Box, Discrete, Multi*, Dict and Tuple can be saved"
+    )
 
 
 def space_from_json(data: dict[str, Any]) -> Space:
@@ -101,7 +105,7 @@ class _Reader:
             if kind == "multi_discrete":
                 return self.multi_discrete(data)
             if kind == "multi_binary":
-                return spaces.MultiBinary(self.shape(data, at_least=1))
+                return self.multi_binary(data)
             if kind in ("dict", "tuple"):
                 return self.nested(data, depth)
         except (ValueError, OverflowError, AssertionError, TypeError) as error:
@@ -109,7 +113,7 @@ class _Reader:
                 raise
             raise UserError(f"a saved {kind} space does not hold together: {error}") from error
         raise UserError(
-            f"a saved space has type {kind!r}; expected box, discrete, multi_discrete, "
+            f"a saved space has type {_short(kind)}; expected box, discrete, multi_discrete, "
             "multi_binary, dict or tuple"
         )
 
@@ -131,6 +135,13 @@ class _Reader:
         # Summed as Python numbers: a hostile nvec must not wrap around.
         self.count(sum(nvec.ravel().tolist()), "nvec")
         return spaces.MultiDiscrete(nvec, dtype=_dtype(data).type, start=start)
+
+    def multi_binary(self, data: dict[str, Any]) -> spaces.MultiBinary:
+        n = data.get("shape")
+        if type(n) is int:
+            self.shape({**data, "shape": [n]}, at_least=1)
+            return spaces.MultiBinary(n)
+        return spaces.MultiBinary(self.shape(data, at_least=1))
 
     def nested(self, data: dict[str, Any], depth: int) -> Space:
         parts = data.get("spaces")
@@ -185,7 +196,7 @@ def _bounds_from_json(
     allowed = (int, float) if dtype.kind == "f" else (bool,) if dtype.kind == "b" else (int,)
     for item in values:
         infinite = dtype.kind == "f" and item in ("inf", "-inf")
-        if not infinite and (type(item) not in allowed or not math.isfinite(item)):
+        if not infinite and not (isinstance(item, allowed) and _finite(item, allowed)):
             raise UserError(f"a saved box has a bad {name} bound {_short(item)} for {dtype}")
     numbers = np.array([float(v) if isinstance(v, str) else v for v in values], dtype)
     if not isinstance(value, list):
@@ -193,12 +204,18 @@ def _bounds_from_json(
     return numbers.reshape(shape)
 
 
+def _finite(value: float, allowed: tuple[type, ...]) -> bool:
+    # bool is an int to isinstance, and a file's true is no number.
+    return type(value) in allowed and math.isfinite(value)
+
+
 def _dtype(data: dict[str, Any]) -> np.dtype[Any]:
     name = data.get("dtype")
     integers_only = data["type"] != "box"
-    if name not in _DTYPES or (integers_only and "int" not in name):
+    if not isinstance(name, str) or name not in _DTYPES or (integers_only and "int" not in name):
         raise UserError(f"a saved {data['type']} has an unknown dtype {_short(name)}")
-    return np.dtype(name)
+    dtype: np.dtype[Any] = np.dtype(name)
+    return dtype
 
 
 def _integer(data: dict[str, Any], name: str) -> int:
@@ -217,5 +234,8 @@ def _integers(data: dict[str, Any], name: str) -> Array:
 
 
 def _short(value: Any) -> str:
+    # Lists and objects may be nested beyond what repr can recurse into.
+    if isinstance(value, list | dict):
+        return f"a JSON {'list' if isinstance(value, list) else 'object'}"
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -1,104 +1,230 @@
-"""The one protocol behind which every environment stands: N copies stepped in lockstep."""
+"""Making vector environments: any Gymnasium environment by id, instance or factory.
+
+Two doors. Gymnasium's MuJoCo v5 tasks (:data:`BATCHED_TASKS`) go through MuJoCo's batch stepper,
+everything else through Gymnasium itself; a task gives the same numbers through both.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+import contextlib
+import importlib
+import sys
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, get_args
 
 import gymnasium
 
-from tether.control.envs.spaces import Array
-from tether.errors import UserError
+from tether.control.envs.gymnasium_vector import GymnasiumVectorEnv
+from tether.control.envs.protocol import Step, VectorEnv
+from tether.control.envs.registry import BATCHED_TASKS, close_ids
+from tether.errors import BadEnvironmentError, UserError
+
+__all__ = ["BATCHED_TASKS", "Door", "Step", "VectorEnv", "make"]
+
+Door = Literal["auto", "mujoco", "gymnasium"]
+Env = gymnasium.Env[Any, Any]
+
+# Users' own instances that a vector environment steps, by their address.
+_DRIVEN: weakref.WeakValueDictionary[int, Env] = weakref.WeakValueDictionary()
 
 
-class Step(NamedTuple):
-    """What one step of N environments gave. Arrays are valid until the next call.
-
-    An episode that ends is followed at once by the reset of its environment, within the same
-    step, so a reset never counts as a step. ``observation`` is then the first observation of the
-    next episode, and ``final_observation`` still holds the true s_{t+1}, from which a time limit
-    bootstraps.
-
-    Attributes:
-        observation: (N, *obs), what the policy sees next.
-        reward: (N,) float64.
-        terminated: (N,) bool, the task itself ended: the value of s_{t+1} is zero.
-        truncated: (N,) bool, a time limit cut the episode: s_{t+1} has a value.
-        final_observation: (N, *obs), the true s_{t+1} of every environment; the same array object
-            as ``observation`` when no episode ended.
-    """
-
-    observation: Array
-    reward: Array
-    terminated: Array
-    truncated: Array
-    final_observation: Array
-
-
-@runtime_checkable
-class VectorEnv(Protocol):
-    """N environments of one kind, stepped in lockstep, with a state that can be saved.
-
-    Attributes:
-        id: the environment's name.
-        num_envs: N.
-        observation_space: of one environment as the policy sees it: a Box vector (D,) or a uint8
-            image Box (H, W, C).
-        action_space: of one environment: Box, Discrete, MultiDiscrete or MultiBinary.
-        source_observation_space: of one environment before flattening.
-    """
-
-    id: str
-    num_envs: int
-    observation_space: gymnasium.Space[Any]
-    action_space: gymnasium.Space[Any]
-    source_observation_space: gymnasium.Space[Any]
-
-    def reset(self, seed: int) -> Array:
-        """Begin anew: environment i is seeded with seed + i. Returns the (N, *obs) observation."""
-        ...
-
-    def step(self, action: Array) -> Step:
-        """Act with (N, *action), elements of ``action_space`` (a Discrete's start included)."""
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """Everything that decides the future: nested dicts of arrays, ints and strings, copied."""
-        ...
-
-    def restore(self, state: dict[str, Any]) -> Array:
-        """Continue bit for bit from a :meth:`state`; returns the current observation."""
-        ...
-
-    def close(self) -> None:
-        """Release what the environments hold."""
-        ...
-
-
-def check_state(
-    state: Mapping[str, Any], door: str, env_id: str, expected: Mapping[str, Array]
-) -> None:
-    """Raise unless a saved state belongs to this kind of environment and has its shapes.
+def make(
+    env: str | Callable[..., Env] | Env,
+    num_envs: int,
+    *,
+    door: Door = "auto",
+    threads: int = 1,
+    **env_kwargs: Any,
+) -> VectorEnv:
+    """N environments of one kind behind the :class:`VectorEnv` protocol.
 
     Args:
-        state: the state to check.
-        door: "mujoco" or "gymnasium".
-        env_id: the id of the environment that is to continue.
-        expected: arrays that the state must match, name by name, in shape and dtype.
+        env: an id, also ``"module:EnvId"``, as ``gymnasium.make`` takes it; a function or class
+            that makes a new environment at every call; or an environment. An environment is stepped
+            itself when ``num_envs`` is 1 and nothing else steps it, otherwise its copies are made
+            anew from its ``spec``, which does not know changes made to it by hand.
+        num_envs: N >= 1.
+        door: "mujoco" for MuJoCo's batch stepper, "gymnasium" for Gymnasium itself; "auto" takes
+            the first where an id is one of :data:`BATCHED_TASKS`, since both give the same numbers.
+        threads: threads that step the physics, the caller's included; the Gymnasium door has one.
+        **env_kwargs: passed to ``gymnasium.make`` (``max_episode_steps`` among them), or to the
+            function.
+
+    Returns:
+        The environments, to be ``reset`` first.
 
     Raises:
-        UserError: the state is of another door, environment or shape; the message says which.
+        BadEnvironmentError: the environment is unknown, cannot be made, or has unsupported spaces.
+        UserError: another argument is wrong.
     """
-    for name, value in (("door", door), ("id", env_id)):
-        if state.get(name) != value:
+    for name, number in (("num_envs", num_envs), ("threads", threads)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise UserError(f"{name} must be an integer of at least 1, got {number!r}")
+    if door not in get_args(Door):
+        raise UserError(f"door must be one of {', '.join(get_args(Door))}, got {door!r}")
+    if isinstance(env, str):
+        factory = _from_id(env, env_kwargs)
+    elif isinstance(env, gymnasium.Env):
+        if env_kwargs:
             raise UserError(
-                f"the saved environment state has {name} {state.get(name)!r}, not {value!r}"
+                f"{_name(env)} is made already, so {sorted(env_kwargs)} cannot be applied; pass "
+                "its id or a function"
             )
-    for name, like in expected.items():
-        array = state.get(name)
-        shape, dtype = getattr(array, "shape", None), getattr(array, "dtype", None)
-        if shape != like.shape or dtype != like.dtype:
-            raise UserError(
-                f"the saved state of {env_id} has {name} of shape {shape} and dtype {dtype}; "
-                f"these environments need {like.shape} and {like.dtype}"
+        if num_envs == 1 and door != "mujoco" and id(env) not in _DRIVEN:
+            return _InstanceVectorEnv(env)
+        factory = _from_spec(env)
+    elif callable(env):
+        factory = _from_function(env, env_kwargs)
+    else:
+        raise UserError(
+            f"env must be a Gymnasium id, an environment or a function that makes one, got {env!r}"
+        )
+
+    first = factory()
+    # A function may do anything to what it makes, so only ids take the fast door unasked.
+    if door == "mujoco" or (door == "auto" and not _is_function(env) and _is_batched(first)):
+        from tether.control.envs.mujoco_batch import MujocoVectorEnv
+
+        try:
+            return MujocoVectorEnv(first, num_envs, threads)
+        finally:
+            first.close()
+    envs = [first, *(factory() for _ in range(num_envs - 1))]
+    if len({id(one) for one in envs}) < num_envs:
+        raise BadEnvironmentError(
+            f"{_name(first)}: the function must make a new environment at every call"
+        )
+    return GymnasiumVectorEnv(envs, _name(first))
+
+
+class _InstanceVectorEnv(GymnasiumVectorEnv):
+    """The user's own environment, which is theirs to close."""
+
+    def __init__(self, env: Env) -> None:
+        super().__init__([env], _name(env), owned=False)
+        _DRIVEN[id(env)] = env
+
+    def close(self) -> None:
+        _DRIVEN.pop(id(self._envs[0]), None)
+
+
+def _from_id(env_id: str, env_kwargs: dict[str, Any]) -> Callable[[], Env]:
+    # Tether checks what environments return itself, at every step and in one line.
+    settings = {"disable_env_checker": True, **env_kwargs}
+
+    def factory() -> Env:
+        with _one_line(env_id):
+            module, _, name = env_id.rpartition(":")
+            if module:
+                importlib.import_module(module)
+            known = gymnasium.registry.values()
+            # Without its version, a name means the latest.
+            entries = [str(spec.entry_point) for spec in known if name in (spec.id, spec.name)]
+            with _quiet_models(entries):
+                made: Env = gymnasium.make(env_id, **settings)
+                return made
+
+    return factory
+
+
+def _from_spec(env: Env) -> Callable[[], Env]:
+    name, spec = _name(env), env.spec
+    if spec is None:
+        raise BadEnvironmentError(
+            f"{name} is one environment without a spec, so it cannot be copied and can be used "
+            "only for num_envs=1 and by one vector environment at a time; pass a function that "
+            "makes one"
+        )
+    warnings.warn(
+        f"{name} is made anew from its spec, without changes made to it by hand; pass a function "
+        "that makes it to keep them",
+        stacklevel=3,
+    )
+
+    def factory() -> Env:
+        with _one_line(name), _quiet_models([str(spec.entry_point)]):
+            made: Env = gymnasium.make(spec)
+            return made
+
+    return factory
+
+
+def _from_function(function: Callable[..., Env], env_kwargs: dict[str, Any]) -> Callable[[], Env]:
+    def factory() -> Env:
+        made = function(**env_kwargs)
+        if not isinstance(made, gymnasium.Env):
+            raise BadEnvironmentError(
+                f"the function {function!r} must make a gymnasium.Env, it made {made!r}"
             )
+        if id(made) in _DRIVEN:
+            raise BadEnvironmentError(
+                f"{_name(made)}: the function must make a new environment at every call"
+            )
+        return made
+
+    return factory
+
+
+def _is_function(env: Any) -> bool:
+    return not isinstance(env, str | gymnasium.Env)
+
+
+def _is_batched(env: Env) -> bool:
+    # Gymnasium's MuJoCo tasks cannot exist before this module is loaded; others need no MuJoCo.
+    if "gymnasium.envs.mujoco" not in sys.modules:
+        return False
+    from tether.control.envs.mujoco_batch import task_of
+
+    return task_of(env) is not None
+
+
+def _name(env: Env) -> str:
+    return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+
+
+@contextlib.contextmanager
+def _one_line(name: str) -> Iterator[None]:
+    """Turn Gymnasium's ways of not making an environment into one clear line."""
+    try:
+        yield
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise BadEnvironmentError(f"{name} needs another package: {_flat(error)}") from error
+    except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv) as error:
+        similar = close_ids(name)
+        hint = f"; did you mean {', '.join(similar)}?" if similar else ""
+        raise BadEnvironmentError(
+            f"no environment is called {name!r}{hint} (`tether envs` lists what there is; "
+            "'module:EnvId' imports a module that registers its own)"
+        ) from error
+    except (gymnasium.error.Error, ImportError, OSError, TypeError, ValueError) as error:
+        raise BadEnvironmentError(f"{name} cannot be made: {_flat(error)}") from error
+
+
+def _flat(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+@contextlib.contextmanager
+def _quiet_models(entry_points: list[str]) -> Iterator[None]:
+    """Keep MuJoCo from writing MUJOCO_LOG.TXT about Gymnasium's own model files.
+
+    Gymnasium's HalfCheetah model uses an attribute that MuJoCo 4 calls deprecated, which no user
+    can mend. Whatever else MuJoCo says while loading becomes a Python warning.
+    """
+    if not any("gymnasium.envs.mujoco" in entry for entry in entry_points):
+        yield
+        return
+    import mujoco
+
+    said: list[str] = []
+    previous = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(said.append)
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(previous)
+    for text in said:
+        if "settotalmass" not in text:
+            warnings.warn(text, stacklevel=2)

@@ -57,7 +57,7 @@ class PPOConfig(OnPolicyConfig):
     entropy_coefficient: float = Field(0.0, ge=0)
     """Weight of the entropy bonus. Raising it keeps the policy random for longer."""
     value_epsilon: float | None = Field(None, gt=0)
-    """Clip range of the value update; none (the default) since clipping hurts (Andrychowicz 2020)."""
+    """Clip range of the value update; none since clipping hurts (Andrychowicz et al. 2020)."""
     recompute_advantage: bool = True
     """Estimate advantages anew, with the newest critic, before every epoch."""
 
@@ -96,7 +96,7 @@ class PPO(OnPolicyLearner):
     """PPO-clip on a vector environment."""
 
     config: PPOConfig
-    config_class: ClassVar[type[PPOConfig]] = PPOConfig
+    config_class: ClassVar[type[OnPolicyConfig]] = PPOConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         # The field defaults. Against `paper`: a smaller initial standard deviation (Andrychowicz et
         # al. 2020, section 3.2) and advantages recomputed every epoch (Tianshou; Andrychowicz et
@@ -165,7 +165,7 @@ class PPO(OnPolicyLearner):
             self.actor, self._actor_moments, metrics = step.actor_epoch(
                 self.actor, self._actor_moments, data, old_log_prob, advantage, order[epoch], rate
             )
-            jax.block_until_ready(metrics)
+            metrics = jax.block_until_ready(metrics)  # type: ignore[no-untyped-call]
         diagnostics = {name: float(value) for name, value in metrics.items()}
         return {**diagnostics, "policy/first_ratio": float(first_ratio)}
 
@@ -175,14 +175,15 @@ class PPO(OnPolicyLearner):
         step = self._compiled
         try:
             for epoch, waiting in enumerate(estimates):
-                if epoch == 0 or self.config.recompute_advantage:
+                if epoch == 0:
+                    estimate = first = step.estimate(self.critic, data)
+                elif self.config.recompute_advantage:
                     estimate = step.estimate(self.critic, data)
-                    first = estimate if epoch == 0 else first
                 waiting.set_result(estimate)
                 self.critic, self._critic_moments, metrics = step.critic_epoch(
                     self.critic, self._critic_moments, data, estimate, order[epoch], rate
                 )
-                jax.block_until_ready(metrics)
+                metrics = jax.block_until_ready(metrics)  # type: ignore[no-untyped-call]
         except BaseException as error:
             for waiting in estimates:
                 if not waiting.done():
@@ -213,7 +214,9 @@ def compiled(config: PPOConfig, spec: PolicySpec) -> Compiled:
         transforms.insert(0, optax.clip_by_global_norm(config.max_grad_norm))
     optimizer = optax.flatten(optax.chain(*transforms))
 
-    def descend(loss: Any, parameters: Any, moments: Any, rate: Array) -> tuple[Any, Any, Any]:
+    def descend(
+        loss: Callable[[Any], Any], parameters: Any, moments: Any, rate: Array
+    ) -> tuple[Any, Any, Any]:
         (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(parameters)
         update, moments = optimizer.update(gradient, moments, parameters)
         parameters = jax.tree.map(lambda p, u: p - rate * u, parameters, update)
@@ -271,9 +274,7 @@ def compiled(config: PPOConfig, spec: PolicySpec) -> Compiled:
             )
         return loss, {"value/loss": loss}
 
-    def old_log_prob(
-        actor: PolicyParameters, data: Data, order: Array
-    ) -> tuple[Array, Array]:
+    def old_log_prob(actor: PolicyParameters, data: Data, order: Array) -> tuple[Array, Array]:
         # In the first epoch's own minibatches, so that its first ratio is 1 to the last bit: the
         # same rows in the same matrix product.
         total = data.action.shape[0]
@@ -296,7 +297,7 @@ def compiled(config: PPOConfig, spec: PolicySpec) -> Compiled:
 
         def step(carry: Any, rows: Array) -> Any:
             loss = lambda p: actor_loss(p, data, old, advantage, rows)  # noqa: E731
-            actor, moments, (metrics, norm) = descend(loss, *carry, rate)
+            actor, moments, (metrics, norm) = descend(loss, carry[0], carry[1], rate)
             return (actor, moments), {**metrics, "policy/gradient_norm": norm}
 
         (actor, moments), metrics = jax.lax.scan(step, (actor, moments), order)
@@ -307,7 +308,7 @@ def compiled(config: PPOConfig, spec: PolicySpec) -> Compiled:
     ) -> tuple[Network, Any, dict[str, Array]]:
         def step(carry: Any, rows: Array) -> Any:
             loss = lambda p: critic_loss(p, data, first, rows)  # noqa: E731
-            critic, moments, (metrics, norm) = descend(loss, *carry, rate)
+            critic, moments, (metrics, norm) = descend(loss, carry[0], carry[1], rate)
             return (critic, moments), {**metrics, "value/gradient_norm": norm}
 
         (critic, moments), metrics = jax.lax.scan(step, (critic, moments), order)
@@ -337,7 +338,7 @@ def batch(rollout: Rollout) -> Data:
     )
 
 
-def _leaves(tree: Any) -> dict[str, np.ndarray]:
+def _leaves(tree: Any) -> State:
     return {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
 
 

@@ -1,0 +1,187 @@
+"""Who is measured, and how one of them is run: a command in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent
+PINS = HERE / "peers.txt"
+# Each contender sets its own threads; what the caller's shell says must not favour one of them.
+THREAD_VARIABLES = ("XLA_FLAGS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+PEERS = ("sb3", "sbx")
+NAMES = {
+    "physics": "physics alone",
+    "ceiling": "ceiling, policy in JAX",
+    "ceiling_numpy": "ceiling, policy in NumPy",
+    "tether": "tether",
+    "sb3": "Stable-Baselines3",
+    "sbx": "SBX",
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a peer is laid out on the machine; the learning is the same in all."""
+
+    num_envs: int
+    processes: bool = False
+    threads: int = 1
+
+    def __str__(self) -> str:
+        kind = "proc" if self.processes else "env"
+        plural = "s" if self.num_envs > 1 else ""
+        return f"{self.num_envs} {kind}{plural}, {self.threads} thr"
+
+    def arguments(self) -> list[str]:
+        chosen = ["--num-envs", str(self.num_envs), "--threads", str(self.threads)]
+        return [*chosen, "--processes"] if self.processes else chosen
+
+
+class ContenderError(RuntimeError):
+    """A measured command failed."""
+
+
+def run(command: list[str], *, foreign: bool = False) -> dict[str, Any]:
+    """Run a command; the JSON object on its last line, with the wall time and peak memory of it.
+
+    Args:
+        command: what to run, in the repository's root.
+        foreign: whether it runs with another Python, which must not see this one's path.
+
+    Raises:
+        ContenderError: it exited with an error or printed no JSON.
+    """
+    hidden = {*THREAD_VARIABLES, *(("PYTHONPATH",) if foreign else ())}
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    begun = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+        assert process.stdout is not None
+        try:
+            output = process.stdout.read()
+            # wait4 tells the memory of this one child; getrusage only the largest of all so far.
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        finally:
+            if process.returncode is None:
+                process.kill()
+        wall = time.perf_counter() - begun
+        errors.seek(0)
+        complaint = "\n".join(errors.read().strip().splitlines()[-8:])
+    lines = output.strip().splitlines()
+    if process.returncode or not lines:
+        raise ContenderError(
+            f"{' '.join(public(command))}\nexited with {process.returncode}:\n{complaint}"
+        )
+    try:
+        result: dict[str, Any] = json.loads(lines[-1])
+    except ValueError as error:
+        raise ContenderError(
+            f"{' '.join(public(command))}\nended with {lines[-1]!r}; expected a JSON object"
+        ) from error
+    result["wall_seconds"] = wall
+    # A peer's own figure adds its environments' processes.
+    result["peak_memory_mb"] = max(result.get("peak_memory_mb") or 0.0, usage.ru_maxrss / 1024)
+    result["command"] = " ".join(public(command))
+    return result
+
+
+def public(command: list[str]) -> list[str]:
+    """The command as anyone may type it in the repository's root."""
+    shown = ["python", *command[1:]]
+    if "--out" in shown:
+        shown[shown.index("--out") + 1] = "DIR"
+    return [part.removeprefix(f"{ROOT}/") for part in shown]
+
+
+def steady(result: dict[str, Any]) -> dict[str, Any]:
+    """Add the rate after the first iteration, so that nobody pays for compilation, and the rest.
+
+    rate = (steps - steps of the first iteration) / (seconds - seconds of the first iteration);
+    startup_seconds is all wall time outside that window: imports, compilation, the first iteration.
+    """
+    steps = result["steps"] - result["steps_per_iteration"]
+    seconds = result["seconds"] - result["first_iteration_seconds"]
+    if steps <= 0 or seconds <= 0:
+        raise ContenderError(
+            f"{result['command']}\ntook {result['steps']} steps; expected more than one iteration "
+            f"of {result['steps_per_iteration']}"
+        )
+    result["rate"] = steps / seconds
+    result["startup_seconds"] = result["wall_seconds"] - seconds
+    return result
+
+
+def run_tether(env: str, steps: int, seed: int) -> dict[str, Any]:
+    """tether's PPO at the paper's settings, through its command line."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        command = [sys.executable, "-m", "tether", "train", "ppo", "--env", env]
+        command += ["--preset", "paper", "--total-steps", str(steps), "--seed", str(seed)]
+        result = steady(run([*command, "--out", str(out), "--json", "--quiet"]))
+        record = out / "run.json"
+        if record.exists():
+            result["settings"] = json.loads(record.read_text()).get("config")
+    result.pop("run", None)
+    envs = (result.get("settings") or {}).get("num_envs")
+    result["setting"] = f"{envs} envs, {os.cpu_count()} thr" if envs else ""
+    return result
+
+
+def run_peer(
+    python: Path, peer: str, env: str, setting: Setting, steps: int, seed: int
+) -> dict[str, Any]:
+    """A peer's PPO at the same settings."""
+    command = [str(python), str(HERE / "peer_ppo.py"), "--peer", peer, "--env", env]
+    command += [*setting.arguments(), "--total-steps", str(steps), "--seed", str(seed)]
+    return steady(run(command, foreign=True)) | {"setting": str(setting)}
+
+
+def run_ceiling(env: str, seconds: float, seed: int) -> dict[str, dict[str, Any]]:
+    """Physics alone, and driven by a policy in JAX and in NumPy: contender -> result."""
+    command = [sys.executable, str(HERE / "ceiling.py"), "--env", env]
+    result = run([*command, "--seconds", str(seconds), "--seed", str(seed)])
+    sources = {"physics": "physics", "ceiling": "policy", "ceiling_numpy": "numpy"}
+    return {
+        name: {
+            **result[source],
+            "rate": result[source]["steps_per_second"],
+            "setting": f"{result['sims']} sims, {result['threads']} thr",
+            "command": result["command"],
+        }
+        for name, source in sources.items()
+    }
+
+
+def peers_python(folder: Path = ROOT / ".venv-peers") -> Path:
+    """The Python of the peers' own environment, made from peers.txt unless it is there already."""
+    python, made_from = folder / "bin" / "python", folder / PINS.name
+    pins = PINS.read_text()
+    if made_from.exists() and made_from.read_text() == pins:
+        return python
+    print(f"setting up {folder.name} from {PINS.name}", file=sys.stderr)
+    torch = next(line for line in pins.splitlines() if line.startswith("torch=="))
+    pip = [str(python), "-m", "pip", "install", "--quiet"]
+    subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+    # Alone and first: asked for by another package, pip would choose the build with CUDA.
+    subprocess.run([*pip, torch], check=True)
+    subprocess.run([*pip, "--requirement", str(PINS)], check=True)
+    shutil.copy(PINS, made_from)
+    return python

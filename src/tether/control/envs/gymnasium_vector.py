@@ -1,0 +1,257 @@
+"""The Gymnasium door: any environments behind the vector protocol, resumable bit for bit.
+
+A Gymnasium environment cannot be asked for its state. But what a deterministic environment does is
+decided by the seed of its episode and the actions since. So every episode is reset with a seed of
+its own, the actions of the running episode are kept, and :meth:`GymnasiumVectorEnv.restore` plays
+them again.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from tether.control.envs.arrays import (
+    Array,
+    Space,
+    action_batch,
+    check_action_space,
+    observation_writer,
+    policy_space,
+)
+from tether.control.envs.protocol import Step, check_seed, check_state
+from tether.errors import BadEnvironmentError, UserError
+
+
+def episode_seed(seed: int, episode: int) -> int:
+    """The seed with which episode ``episode`` of an environment seeded with ``seed`` is reset.
+
+    The first episode gets ``seed`` itself, and so is Gymnasium's own. Later ones get 31 bits of
+    NumPy's SeedSequence of both numbers: few enough for every environment that passes its seed on
+    to a C library, and unrelated between episodes and seeds.
+
+    Args:
+        seed: the environment's seed, >= 0.
+        episode: how many episodes came before, >= 0.
+
+    Returns:
+        A seed in [0, 2^31), or ``seed`` when ``episode`` is 0.
+    """
+    if episode == 0:
+        return seed
+    return int(np.random.SeedSequence((seed, episode)).generate_state(1)[0] >> 1)
+
+
+class GymnasiumVectorEnv:
+    """N Gymnasium environments stepped one after another.
+
+    A :class:`~tether.control.envs.protocol.VectorEnv`. Episode 0 of environment i is what
+    Gymnasium gives for ``reset(seed=seed + i)``; each later episode is reset with
+    :func:`episode_seed`.
+    """
+
+    def __init__(
+        self, envs: Sequence[gymnasium.Env[Any, Any]], name: str, owned: bool = True
+    ) -> None:
+        """Take N environments of one kind.
+
+        Args:
+            envs: N separate environments with equal spaces.
+            name: what messages and states call them.
+            owned: whether :meth:`close` closes them.
+
+        Raises:
+            BadEnvironmentError: a space is not supported, or the environments differ.
+        """
+        self.id = name
+        self.num_envs = len(envs)
+        self._envs = list(envs)
+        self._owned = owned
+        self.source_observation_space: Space = envs[0].observation_space
+        self.action_space: Space = envs[0].action_space
+        for env in envs:
+            same = (
+                env.observation_space == self.source_observation_space
+                and env.action_space == self.action_space
+            )
+            if not same:
+                raise BadEnvironmentError(
+                    f"{name}: the {len(envs)} environments made do not have the same spaces"
+                )
+        try:
+            seen = policy_space(self.source_observation_space)
+            check_action_space(self.action_space)
+        except BadEnvironmentError as error:
+            raise BadEnvironmentError(f"{name}: {error}") from None
+        self.observation_space: Space = seen
+        self._write = observation_writer(self.source_observation_space)
+        shape = (self.num_envs, *seen.shape)
+        self._observation = np.zeros(shape, seen.dtype)
+        self._final = np.zeros_like(self._observation)
+        self._rows = list(self._observation)
+        self._reward = np.zeros(self.num_envs)
+        self._terminated = np.zeros(self.num_envs, bool)
+        self._truncated = np.zeros(self.num_envs, bool)
+        self._returns = np.zeros(self.num_envs)
+        self._seeds: list[int] = []
+        self._episodes = np.zeros(self.num_envs, np.int64)
+        # Per environment, the actions since its last reset.
+        self._actions: list[list[Array]] = [[] for _ in envs]
+
+    def reset(self, seed: int) -> Array:
+        """Begin anew, environment i with seed + i; returns the observation (N, *obs)."""
+        seed = check_seed(seed)
+        self._seeds = [seed + i for i in range(self.num_envs)]
+        self._episodes[...] = 0
+        for i in range(self.num_envs):
+            self._begin(i)
+        return self._observation
+
+    def step(self, action: Array) -> Step:
+        """Act with (N, *action); see :class:`~tether.control.envs.protocol.Step`."""
+        if not self._seeds:
+            raise UserError(f"{self.id}: call reset(seed) before step")
+        # Two copies, for an environment may write into the action it is given.
+        kept = np.array(action_batch(action, self.action_space, self.num_envs))
+        given = kept.copy()
+        ended = []
+        for i in range(self.num_envs):
+            self._actions[i].append(kept[i])
+            if self._step_one(i, given[i]):
+                ended.append(i)
+        observation = final = self._observation
+        if ended:
+            final = self._final
+            final[...] = observation
+            for i in ended:
+                self._episodes[i] += 1
+                self._begin(i)
+        return Step(observation, self._reward, self._terminated, self._truncated, final)
+
+    def state(self) -> dict[str, Any]:
+        """Seeds, episode numbers and the actions of the running episodes, copied."""
+        if not self._seeds:
+            raise UserError(f"{self.id}: there is no state to save before reset(seed)")
+        shape = self.action_space.shape or ()
+        actions = [action for episode in self._actions for action in episode]
+        return {
+            "door": "gymnasium",
+            "id": self.id,
+            "seeds": np.array(self._seeds, np.uint64),
+            "episodes": self._episodes.copy(),
+            "lengths": np.array([len(episode) for episode in self._actions], np.int64),
+            "actions": np.array(actions, self.action_space.dtype).reshape(len(actions), *shape),
+            "returns": self._returns.copy(),
+            "observation": self._observation.copy(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> Array:
+        """Play the running episodes again from their seeds; returns the observation (N, *obs).
+
+        It costs as many steps as the running episodes are long. A warning is given when an
+        environment does not come back to the saved observation and return bit for bit: it is not
+        deterministic, so the continuation differs from what would have followed.
+
+        Raises:
+            UserError: the state belongs to another environment or N.
+        """
+        lengths = np.asarray(state.get("lengths"))
+        total = int(lengths.sum()) if lengths.dtype == np.int64 and (lengths >= 0).all() else 0
+        expected = {
+            "seeds": np.empty(self.num_envs, np.uint64),
+            "episodes": self._episodes,
+            "lengths": self._episodes,
+            "actions": np.empty((total, *(self.action_space.shape or ())), self.action_space.dtype),
+            "returns": self._returns,
+            "observation": self._observation,
+        }
+        check_state(state, "gymnasium", self.id, expected)
+        self._seeds = [int(seed) for seed in state["seeds"]]
+        self._episodes[...] = state["episodes"]
+        actions = np.split(np.array(state["actions"]), np.cumsum(lengths)[:-1])
+        lost = [i for i in range(self.num_envs) if not self._replay(i, actions[i], state)]
+        if lost:
+            warnings.warn(
+                f"{self.id} is not deterministic: environments {lost} did not come back to their "
+                "saved observations, so this resume is not bit-exact",
+                stacklevel=2,
+            )
+        return self._observation
+
+    def close(self) -> None:
+        """Close the environments, but for an instance that is the user's own."""
+        if self._owned:
+            for env in self._envs:
+                env.close()
+
+    def _replay(self, i: int, actions: Array, state: dict[str, Any]) -> bool:
+        """Whether environment i came back to its saved observation and return."""
+        self._begin(i)
+        for action in actions:
+            self._actions[i].append(action)
+            if self._step_one(i, np.array(action)[()]):
+                self._episodes[i] += 1
+                self._begin(i)
+                return False
+        same_return: bool = self._returns[i].tobytes() == state["returns"][i].tobytes()
+        return same_return and self._rows[i].tobytes() == state["observation"][i].tobytes()
+
+    def _begin(self, i: int) -> None:
+        """Start the next episode of environment i."""
+        seed = episode_seed(self._seeds[i], int(self._episodes[i]))
+        outcome = self._envs[i].reset(seed=seed)
+        if not isinstance(outcome, tuple) or len(outcome) != 2:
+            raise BadEnvironmentError(
+                f"{self.id}: reset must return (observation, info), got {_describe(outcome)}"
+            )
+        problem = self._write(self._rows[i], outcome[0])
+        if problem is not None:
+            raise BadEnvironmentError(f"{self.id}: at reset {problem}")
+        self._actions[i] = []
+        self._returns[i] = 0.0
+
+    def _step_one(self, i: int, action: Any) -> bool:
+        """Step environment i, write what it gave into row i; whether its episode ended."""
+        outcome = self._envs[i].step(action)
+        if not isinstance(outcome, tuple) or len(outcome) != 5:
+            raise BadEnvironmentError(
+                f"{self.id}: step must return (observation, reward, terminated, truncated, info), "
+                f"got {_describe(outcome)}"
+            )
+        observation, reward, terminated, truncated, _ = outcome
+        problem = self._write(self._rows[i], observation)
+        if problem is not None:
+            raise BadEnvironmentError(f"{self.id}: at step {len(self._actions[i])} {problem}")
+        self._reward[i] = reward if type(reward) is float else self._number(reward)
+        self._returns[i] += self._reward[i]
+        self._terminated[i] = ended = self._flag("terminated", terminated)
+        self._truncated[i] = cut = self._flag("truncated", truncated)
+        return ended or cut
+
+    def _number(self, reward: Any) -> float:
+        if isinstance(reward, int | float | np.number) or np.shape(reward) == ():
+            try:
+                return float(reward)
+            except (TypeError, ValueError):
+                pass
+        raise BadEnvironmentError(
+            f"{self.id}: the reward must be one number, got {_describe(reward)}"
+        )
+
+    def _flag(self, name: str, value: Any) -> bool:
+        if isinstance(value, bool | np.bool_) or (np.shape(value) == () and value in (0, 1)):
+            return bool(value)
+        raise BadEnvironmentError(f"{self.id}: {name} must be a bool, got {_describe(value)}")
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"{len(value)} values"
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape} and dtype {value.dtype}"
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

@@ -1,0 +1,116 @@
+"""The one protocol behind which every environment stands: N copies stepped in lockstep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import gymnasium
+import numpy as np
+
+from tether.control.envs.arrays import Array
+from tether.errors import UserError
+
+
+class Step(NamedTuple):
+    """What one step of N environments gave. Arrays are valid until the next call.
+
+    An episode that ends is followed at once by the reset of its environment, within the same
+    step, so a reset never counts as a step. ``observation`` is then the first observation of the
+    next episode, and ``final_observation`` still holds the true s_{t+1}, from which a time limit
+    bootstraps.
+
+    Attributes:
+        observation: (N, *obs), what the policy sees next.
+        reward: (N,) float64.
+        terminated: (N,) bool, the task itself ended: the value of s_{t+1} is zero.
+        truncated: (N,) bool, a time limit cut the episode: s_{t+1} has a value.
+        final_observation: (N, *obs), the true s_{t+1} of every environment; the same array object
+            as ``observation`` when no episode ended.
+    """
+
+    observation: Array
+    reward: Array
+    terminated: Array
+    truncated: Array
+    final_observation: Array
+
+
+@runtime_checkable
+class VectorEnv(Protocol):
+    """N environments of one kind, stepped in lockstep, with a state that can be saved.
+
+    Attributes:
+        id: the environment's name.
+        num_envs: N.
+        observation_space: of one environment as the policy sees it: a Box vector (D,) or a uint8
+            image Box (H, W, C).
+        action_space: of one environment: Box, Discrete, MultiDiscrete or MultiBinary.
+        source_observation_space: of one environment before flattening.
+    """
+
+    id: str
+    num_envs: int
+    observation_space: gymnasium.Space[Any]
+    action_space: gymnasium.Space[Any]
+    source_observation_space: gymnasium.Space[Any]
+
+    def reset(self, seed: int) -> Array:
+        """Begin anew: environment i is seeded with seed + i. Returns the (N, *obs) observation."""
+        ...
+
+    def step(self, action: Array) -> Step:
+        """Act with (N, *action), elements of ``action_space`` (a Discrete's start included)."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Everything that decides the future: nested dicts of arrays, ints and strings, copied."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> Array:
+        """Continue bit for bit from a :meth:`state`; returns the current observation."""
+        ...
+
+    def close(self) -> None:
+        """Release what the environments hold."""
+        ...
+
+
+def check_state(
+    state: Mapping[str, Any], door: str, env_id: str, expected: Mapping[str, Array]
+) -> None:
+    """Raise unless a saved state belongs to this kind of environment and has its shapes.
+
+    Args:
+        state: the state to check.
+        door: "mujoco" or "gymnasium".
+        env_id: the id of the environment that is to continue.
+        expected: arrays that the state must match, name by name, in shape and dtype.
+
+    Raises:
+        UserError: the state is of another door, environment or shape; the message says which.
+    """
+    for name, value in (("door", door), ("id", env_id)):
+        if state.get(name) != value:
+            raise UserError(
+                f"the saved environment state has {name} {state.get(name)!r}, not {value!r}"
+            )
+    for name, like in expected.items():
+        array = state.get(name)
+        shape, dtype = getattr(array, "shape", None), getattr(array, "dtype", None)
+        if shape != like.shape or dtype != like.dtype:
+            raise UserError(
+                f"the saved state of {env_id} has {name} of shape {shape} and dtype {dtype}; "
+                f"these environments need {like.shape} and {like.dtype}"
+            )
+
+
+def check_seed(seed: int) -> int:
+    """The seed as an int; raises unless it is an integer that is not negative.
+
+    Raises:
+        UserError: the seed is something else.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise UserError(f"a seed is an integer that is not negative, got {seed!r}")
+    return int(seed)

@@ -1,0 +1,88 @@
+"""Which environments there are: what `tether envs` lists, and what a mistyped id may have meant."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from typing import NamedTuple
+
+import gymnasium
+from gymnasium.envs.registration import EnvSpec, find_highest_version, get_env_id
+
+BATCHED_TASKS: tuple[str, ...] = (
+    "HalfCheetah-v5",
+    "Hopper-v5",
+    "Walker2d-v5",
+    "Swimmer-v5",
+    "Reacher-v5",
+    "InvertedPendulum-v5",
+    "InvertedDoublePendulum-v5",
+    "Ant-v5",
+    "Humanoid-v5",
+    "HumanoidStandup-v5",
+    "Pusher-v5",
+)
+"""Gymnasium's tasks that MuJoCo's batch stepper reproduces bit for bit."""
+
+# Packages beyond Gymnasium that families of its environments import, and Gymnasium's own extras.
+_NEEDS = {
+    "gymnasium.envs.box2d": ("Box2D", "box2d"),
+    "gymnasium.envs.mujoco": ("mujoco", "mujoco"),
+    "gymnasium.envs.phys2d": ("jax", "jax"),
+    "gymnasium.envs.tabular": ("jax", "jax"),
+}
+
+
+class EnvironmentEntry(NamedTuple):
+    """One environment that can be trained on.
+
+    Attributes:
+        id: what ``gymnasium.make`` calls it.
+        door: "mujoco" or "gymnasium", the one that ``door="auto"`` takes.
+        note: what to know before using it, or "".
+    """
+
+    id: str
+    door: str
+    note: str
+
+
+def list_environments() -> list[EnvironmentEntry]:
+    """Every environment registered with Gymnasium that can be made, the batched tasks first.
+
+    Environments of other packages appear once the package is imported. None is made or imported.
+    """
+    batched = [EnvironmentEntry(i, "mujoco", "MuJoCo's batch stepper") for i in BATCHED_TASKS]
+    others = [
+        EnvironmentEntry(spec.id, "gymnasium", _note(spec))
+        for spec in gymnasium.registry.values()
+        if spec.id not in BATCHED_TASKS and _can_be_made(spec)
+    ]
+    return batched + others
+
+
+def close_ids(name: str) -> list[str]:
+    """Up to three ids that a mistyped name may have meant, whatever its case, best first."""
+    name = name.rpartition(":")[2].lower()
+    ids = {entry.id.lower(): entry.id for entry in list_environments()}
+    return [ids[key] for key in difflib.get_close_matches(name, ids, n=3, cutoff=0.6)]
+
+
+def _can_be_made(spec: EnvSpec) -> bool:
+    """Gymnasium keeps ids of environments it gave up, whose maker only raises."""
+    return spec.entry_point is not None and "_raise_" not in getattr(
+        spec.entry_point, "__name__", ""
+    )
+
+
+def _note(spec: EnvSpec) -> str:
+    notes = []
+    if isinstance(spec.entry_point, str):
+        family = spec.entry_point.partition(":")[0].rpartition(".")[0]
+        module, extra = _NEEDS.get(family, ("", ""))
+        if module and importlib.util.find_spec(module) is None:
+            notes.append(f"needs {module}: pip install 'gymnasium[{extra}]'")
+    latest = find_highest_version(spec.namespace, spec.name)
+    if latest is not None and spec.version is not None and spec.version < latest:
+        notes.append(f"superseded by {get_env_id(spec.namespace, spec.name, latest)}")
+    return "; ".join(notes)
