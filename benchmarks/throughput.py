@@ -3,7 +3,7 @@
     python benchmarks/throughput.py
     python benchmarks/throughput.py --envs Hopper-v5 --repeats 1 --peers-python PATH
 
-Every contender runs in a process of its own, one at a time, at the same settings: iterations of 2048
+Every contender runs in a process of its own, one at a time, at equal settings: iterations of 2048
 transitions, 10 epochs, minibatches of 64, Adam 3e-4 annealed to zero, separate 64x64 tanh networks,
 clip 0.2, observations and rewards normalized. A short round first chooses how each peer is best
 laid out on this machine: environments, processes, threads. Then the contenders take turns. Rates

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import jax
@@ -13,17 +13,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from array_api_compat import array_namespace
 
 
-# A test that calls one function twice should pay for one compilation.
-@lru_cache(maxsize=16)
+# A function that is asked twice, even by two tests, is compiled once.
+@cache
 def _jitted(function: Callable[..., Any]) -> Callable[..., Any]:
     return jax.jit(function)
 
 
-@lru_cache(maxsize=16)
-def _slope(function: Callable[..., Any], argnums: tuple[int, ...]) -> Callable[..., Any]:
-    return jax.grad(function, argnums=argnums)
+@cache
+def _with_slopes(function: Callable[..., Any], argnums: tuple[int, ...]) -> Callable[..., Any]:
+    def weighed(*xs: Any) -> tuple[Any, Any]:
+        result = function(*xs)
+        return _weighed(result), result
+
+    return jax.value_and_grad(weighed, argnums=argnums, has_aux=True)
+
+
+def _weighed(result: Any) -> Any:
+    """A scalar that depends on every element of a result, differently on each; scalars stay."""
+    if not result.ndim:
+        return result
+    xp = array_namespace(result)
+    size = int(np.prod(result.shape))
+    weights = xp.reshape(xp.asarray(np.arange(1, size + 1) / 10, dtype=result.dtype), result.shape)
+    return xp.sum(result * weights)
 
 
 @dataclass(frozen=True)
@@ -52,19 +67,44 @@ class Backend:
         """What the function returns for these inputs, as a NumPy array."""
         return np.asarray(self.raw(function, *inputs))
 
-    def gradient(self, function: Callable[..., Any], *inputs: Any) -> list[np.ndarray]:
-        """Derivatives of a scalar function with respect to every input of floats."""
-        arrays = [self.array(values) for values in inputs]
+    def outcome(self, function: Callable[..., Any], *inputs: Any) -> tuple[np.ndarray, list[Any]]:
+        """The result, and the derivatives of its scalar (see `_weighed`) by every input of floats.
+
+        NumPy, which has no derivatives of its own, answers with central differences.
+        """
         floats = [i for i, values in enumerate(inputs) if np.asarray(values).dtype.kind == "f"]
+        if self.name == "numpy":
+            return np.asarray(function(*inputs)), [
+                _differences(function, inputs, i) for i in floats
+            ]
+        arrays = [self.array(values) for values in inputs]
         if self.name == "torch":
             for i in floats:
                 arrays[i].requires_grad_()
-            found = torch.autograd.grad(
-                function(*arrays), [arrays[i] for i in floats], materialize_grads=True
+            result = function(*arrays)
+            slopes = torch.autograd.grad(
+                _weighed(result), [arrays[i] for i in floats], materialize_grads=True
             )
-        else:
-            found = self._run(_slope(function, tuple(floats)))(*arrays)
-        return [np.asarray(each) for each in found]
+            return result.detach().numpy(), [slope.numpy() for slope in slopes]
+        (_, result), slopes = self._run(_with_slopes(function, tuple(floats)))(*arrays)
+        return np.asarray(result), [np.asarray(slope) for slope in slopes]
+
+    def gradient(self, function: Callable[..., Any], *inputs: Any) -> list[np.ndarray]:
+        """Derivatives of a scalar function with respect to every input of floats."""
+        return self.outcome(function, *inputs)[1]
+
+
+def _differences(function: Callable[..., Any], inputs: tuple[Any, ...], which: int) -> np.ndarray:
+    x = inputs[which]
+    slope = np.zeros_like(x)
+    for i in np.ndindex(*x.shape):
+        held, ends = x[i], []
+        for shift in (1e-6, -1e-6):
+            x[i] = held + shift
+            ends.append(_weighed(np.asarray(function(*inputs))))
+        x[i] = held
+        slope[i] = (ends[0] - ends[1]) / 2e-6
+    return slope
 
 
 def _opened(backend: Backend) -> Iterator[Backend]:
@@ -74,7 +114,7 @@ def _opened(backend: Backend) -> Iterator[Backend]:
 
 
 @pytest.fixture(params=["numpy", "jax", "jax-jit", "torch"])
-def every_way(request: pytest.FixtureRequest) -> Iterator[Backend]:
+def library(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """Every library in float64, and JAX also operation by operation, which is slow."""
     yield from _opened(Backend(request.param))
 

@@ -20,6 +20,11 @@ def compiled_loop(round_, state, times):
     return jax.lax.fori_loop(0, times, lambda _, held: round_(held), state)
 
 
+def loop_of(backend):
+    """Compiled rounds where there is a compiler: quick, and equal to unrolled ones (see below)."""
+    return {"loop": compiled_loop} if backend.name == "jax-jit" else {}
+
+
 @pytest.mark.parametrize("damping", [0.0, 0.3])
 def test_conjugate_gradients_solve_the_system(damping, backend):
     found = backend.value(
@@ -44,7 +49,9 @@ def test_the_error_in_the_norm_of_the_matrix_falls_with_every_round(rounds, back
 
     def error(iterations):
         x = backend.value(
-            lambda h, b: o.conjugate_gradient(lambda v: h @ v, b, iterations), MATRIX, VECTOR
+            lambda h, b: o.conjugate_gradient(lambda v: h @ v, b, iterations, **loop_of(backend)),
+            MATRIX,
+            VECTOR,
         )
         return (x - solution) @ MATRIX @ (x - solution)
 
@@ -53,7 +60,7 @@ def test_the_error_in_the_norm_of_the_matrix_falls_with_every_round(rounds, back
 
 def test_rounds_after_the_solution_change_nothing(single):
     """In float32, where the residual would otherwise be divided by its own rounding error."""
-    loop = {"loop": compiled_loop} if single.name == "jax-jit" else {}
+    loop = loop_of(single)
     for scale in (1e-12, 1.0, 1e12):
         few, many = (
             single.value(
@@ -81,8 +88,8 @@ def test_the_tolerance_is_relative(backend):
 def test_no_curvature_and_no_gradient_give_no_step(backend):
     for matrix, vector in ((-np.eye(3), np.ones(3)), (np.eye(3), np.zeros(3))):
         for solve in (
-            lambda h, b: o.conjugate_gradient(lambda v: h @ v, b),
-            lambda h, b: o.natural_step(lambda v: h @ v, b, 0.01),
+            lambda h, b: o.conjugate_gradient(lambda v: h @ v, b, **loop_of(backend)),
+            lambda h, b: o.natural_step(lambda v: h @ v, b, 0.01, **loop_of(backend)),
         ):
             assert np.all(backend.value(solve, matrix, vector) == 0)
 
@@ -90,7 +97,9 @@ def test_no_curvature_and_no_gradient_give_no_step(backend):
 def test_the_natural_step_is_the_best_within_the_region(backend):
     delta = 0.01
     step = backend.value(
-        lambda h, g: o.natural_step(lambda v: h @ v, g, delta, tolerance=1e-24), MATRIX, VECTOR
+        lambda h, g: o.natural_step(lambda v: h @ v, g, delta, tolerance=1e-24, **loop_of(backend)),
+        MATRIX,
+        VECTOR,
     )
     assert 0.5 * step @ MATRIX @ step == pytest.approx(delta, rel=1e-8)
     direction = np.linalg.solve(MATRIX, VECTOR)
@@ -104,7 +113,11 @@ def test_the_natural_step_is_the_best_within_the_region(backend):
 def test_damping_shortens_the_step(backend):
     short, long = (
         backend.value(
-            lambda h, g, d=d: o.natural_step(lambda v: h @ v, g, 0.01, damping=d), MATRIX, VECTOR
+            lambda h, g, d=d: o.natural_step(
+                lambda v: h @ v, g, 0.01, damping=d, **loop_of(backend)
+            ),
+            MATRIX,
+            VECTOR,
         )
         for d in (0.5, 0.0)
     )
@@ -129,7 +142,11 @@ def test_the_step_of_a_real_policy_has_the_divergence_asked_for():
         @jax.jit
         def step_of(g):
             return o.natural_step(
-                lambda v: jax.jvp(curve, (old.ravel(),), (v,))[1], g, delta, iterations=24
+                lambda v: jax.jvp(curve, (old.ravel(),), (v,))[1],
+                g,
+                delta,
+                iterations=24,
+                loop=compiled_loop,
             )
 
         step = np.asarray(step_of(jnp.asarray(gradient)))
@@ -224,28 +241,29 @@ def test_the_line_search_gets_past_nan_and_counts_from_the_given_start(backend):
     assert float(found.improvement) == pytest.approx(gain)
 
 
-def test_a_compiled_loop_gives_what_the_unrolled_one_gives(single):
-    if single.name != "jax-jit":
-        matvec_calls = []
+def test_every_round_costs_one_product():
+    asked = []
 
-        def count(v):
-            matvec_calls.append(1)
-            return v
+    def matvec(v):
+        asked.append(v)
+        return MATRIX @ v
 
-        o.conjugate_gradient(count, single.array(VECTOR), 5)
-        assert len(matvec_calls) == 5
-        return
+    o.conjugate_gradient(matvec, VECTOR, 5)
+    assert len(asked) == 5
 
-    def both(loop):
-        def run(h, g):
-            step = o.natural_step(lambda v: h @ v, g, 2.0, **loop)
+
+def test_a_compiled_loop_gives_what_the_unrolled_one_gives():
+    def run(loop):
+        def update(h, g):
+            step = o.natural_step(lambda v: h @ v, g, 2.0, iterations=5, **loop)
             return o.line_search(hill, step, max_kl=0.1, **loop)
 
-        return single.raw(run, MATRIX, np.abs(VECTOR))
+        arrays = [jnp.asarray(x, dtype=jnp.float32) for x in (MATRIX, np.abs(VECTOR))]
+        return jax.jit(update)(*arrays)
 
-    (step, found), (same, also) = both({}), both({"loop": compiled_loop})
-    np.testing.assert_allclose(np.asarray(same), np.asarray(step), rtol=1e-5)
+    (step, found), (same, also) = run({}), run({"loop": compiled_loop})
+    np.testing.assert_allclose(same, step, rtol=1e-4)
     assert int(also.backtracks) == int(found.backtracks) > 0
     assert bool(also.accepted) and bool(found.accepted)
-    np.testing.assert_allclose(float(also.kl), float(found.kl), rtol=1e-5)
+    np.testing.assert_allclose(also.kl, found.kl, rtol=1e-4)
     assert step.dtype == np.float32 and found.kl.dtype == np.float32

@@ -24,7 +24,7 @@ RETURN_WINDOW = 100
 class OnPolicyConfig(Config):
     """Settings shared by every on-policy method."""
 
-    num_envs: int = Field(16, ge=1)
+    num_envs: int = Field(32, ge=1)
     """Environments stepped side by side. More make steps cheaper and iterations shorter in time."""
     steps_per_iteration: int = Field(2048, ge=1)
     """Transitions collected before each update, over all environments (usual: 1024-8192)."""
@@ -34,7 +34,7 @@ class OnPolicyConfig(Config):
     """GAE's lambda. 1 is the Monte-Carlo advantage, 0 the one-step TD error (usual: 0.9-0.98)."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the tanh layers of the policy and of the value network, which are separate."""
-    initial_log_std: float = -0.5
+    initial_log_std: float = -1.0
     """Log standard deviation every Box action starts with. Raising it explores more."""
     normalize_observation: bool = True
     """Normalize observations by their running mean and standard deviation."""

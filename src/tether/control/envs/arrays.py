@@ -100,6 +100,7 @@ def observation_writer(source_space: Space) -> Callable[[Array, Any], str | None
     """
     target = policy_space(source_space)
     shape, dtype, target_shape = source_space.shape, source_space.dtype, target.shape
+    start = int(source_space.start) if isinstance(source_space, spaces.Discrete) else 0
 
     def write_any(row: Array, observation: Any) -> str | None:
         problem = observation_problem(source_space, observation)
@@ -118,12 +119,14 @@ def observation_writer(source_space: Space) -> Callable[[Array, Any], str | None
         return write_any(row, observation)
 
     def write_discrete(row: Array, observation: Any) -> str | None:
-        assert isinstance(source_space, spaces.Discrete)
-        problem = _leaf_problem(source_space, observation, "the observation")
-        if problem is None:
-            row[...] = 0
-            row[int(observation) - source_space.start] = 1
-        return problem
+        if not isinstance(observation, int | np.integer):
+            return write_any(row, observation)
+        index = int(observation) - start
+        if not 0 <= index < len(row):
+            return _leaf_problem(source_space, observation, "the observation")
+        row.fill(0)
+        row[index] = 1
+        return None
 
     if isinstance(source_space, spaces.Box):
         return write_box

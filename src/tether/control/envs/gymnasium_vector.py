@@ -228,8 +228,9 @@ class GymnasiumVectorEnv:
             raise BadEnvironmentError(f"{self.id}: at step {len(self._actions[i])} {problem}")
         self._reward[i] = reward if type(reward) is float else self._number(reward)
         self._returns[i] += self._reward[i]
-        self._terminated[i] = ended = self._flag("terminated", terminated)
-        self._truncated[i] = cut = self._flag("truncated", truncated)
+        ended = terminated if type(terminated) is bool else self._flag("terminated", terminated)
+        cut = truncated if type(truncated) is bool else self._flag("truncated", truncated)
+        self._terminated[i], self._truncated[i] = ended, cut
         return ended or cut
 
     def _number(self, reward: Any) -> float:

@@ -88,7 +88,8 @@ class MujocoVectorEnv:
         seen = policy_space(env.observation_space)
         self.observation_space: Space = seen
         self.action_space: Space = env.action_space
-        self._limit = _time_limit(env)
+        self._limit = np.full(num_envs, _time_limit(env), np.int64)
+        self._one = np.ones(num_envs, np.int64)
         self._substeps: int = inner.frame_skip
         self._physics = task.stepper(inner.model, num_envs, threads)
         self._task = task(inner, self._physics)
@@ -118,7 +119,7 @@ class MujocoVectorEnv:
         observation = final = self._observation
         self._task.observe(observation)
         self._task.score(action, self._reward, self._terminated)
-        self._elapsed += 1
+        self._elapsed += self._one
         np.greater_equal(self._elapsed, self._limit, out=self._truncated)
         np.logical_or(self._terminated, self._truncated, out=self._ended)
         if np.count_nonzero(self._ended):

@@ -25,10 +25,12 @@ class Runner(Task):
         super().__init__(env, physics)
         n = self.num_envs
         self._control_cost = ControlCost(env._ctrl_cost_weight, np.empty((n, env.model.nu), "f4"))
-        self._forward_weight = env._forward_reward_weight
+        self._forward_weight = np.full(n, env._forward_reward_weight, float)
         hidden = self.hidden_positions * bool(env._exclude_current_positions_from_observation)
         self._seen = self.coordinates[:, hidden:]
         self._positions = env.model.nq - hidden
+        self._limit = np.full(self.qvel.shape, self.velocity_limit)
+        self._negative = -self._limit
         self._x = self.qpos[:, 0]
         self.position = np.empty((n, 1))
         self._before = self.position[:, 0]
@@ -42,8 +44,8 @@ class Runner(Task):
         out[...] = self._seen
         if self.velocity_limit < np.inf:
             velocity = out[:, self._positions :]
-            np.minimum(velocity, self.velocity_limit, out=velocity)
-            np.maximum(velocity, -self.velocity_limit, out=velocity)
+            np.minimum(velocity, self._limit, out=velocity)
+            np.maximum(velocity, self._negative, out=velocity)
 
     @override
     def score(self, action: Array, reward: Array, terminated: Array) -> None:
@@ -81,7 +83,8 @@ class Walker2d(Runner):
 
     def __init__(self, env: Any, physics: Physics) -> None:
         super().__init__(env, physics)
-        self._healthy_reward = env._healthy_reward
+        self._healthy_reward = np.full(self.num_envs, env._healthy_reward, float)
+        self._survival = np.empty(self.num_envs)
         self._ends = bool(env._terminate_when_unhealthy)
         self._low, self._high = self.healthy_ranges(env)
         self._judged = self.coordinates[:, 1 : 1 + self._low.size]
@@ -99,7 +102,7 @@ class Walker2d(Runner):
         np.less(self._judged, self._high, out=self._below)
         np.logical_and(self._inside, self._below, out=self._inside)
         np.logical_and.reduce(self._inside, axis=1, out=self._healthy)
-        reward += self._healthy * self._healthy_reward
+        reward += np.multiply(self._healthy, self._healthy_reward, out=self._survival)
         reward -= self._control_cost(action)
         if self._ends:
             np.logical_not(self._healthy, out=terminated)

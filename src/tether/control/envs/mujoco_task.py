@@ -42,7 +42,8 @@ class Task(ABC):
         self.num_envs = physics.num_envs
         self.init_qpos, self.init_qvel = env.init_qpos.copy(), env.init_qvel.copy()
         self.noise_scale = getattr(env, "_reset_noise_scale", 0.0)
-        self.dt = env.dt
+        # NumPy divides by an array faster than by a Python number.
+        self.dt = np.full(self.num_envs, env.dt)
         self.position: Array = np.empty((self.num_envs, 0))
 
     def draw(self, generator: np.random.Generator) -> tuple[Array, Array]:
@@ -84,17 +85,18 @@ class ControlCost:
 
     def __init__(self, weight: float, actions: Array) -> None:
         """Allocate for actions like ``actions`` (N, nu)."""
-        self._weight = weight
         self._squares = np.empty_like(actions, order="C")
         self._sums = np.empty(len(actions), actions.dtype)
         # A NumPy float64 weight promotes the product where a Python float does not.
         self._cost = np.empty(len(actions), np.multiply(weight, self._sums).dtype)
+        # NumPy multiplies by an array faster than by a Python number.
+        self._weights = np.full_like(self._cost, weight)
 
     def __call__(self, action: Array) -> Array:
         """(N,) cost, valid until the next call."""
         np.square(action, out=self._squares)
         np.add.reduce(self._squares, axis=1, out=self._sums)
-        return np.multiply(self._weight, self._sums, out=self._cost)
+        return np.multiply(self._weights, self._sums, out=self._cost)
 
 
 def within(low: float, values: Array, high: float) -> Array:
