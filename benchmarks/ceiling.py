@@ -188,13 +188,14 @@ def main() -> None:
     parser.add_argument("--sims", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--drivers", nargs="+", choices=DRIVERS, default=list(DRIVERS))
     args = parser.parse_args()
 
     result: dict[str, Any] = {"env": args.env, "sims": args.sims, "threads": args.threads}
-    for name, driver in DRIVERS.items():
+    for name in args.drivers:
         rng = np.random.default_rng(args.seed)
         physics = Physics(args.env, args.sims, args.threads, rng)
-        result[name] = measure(physics, driver(physics, rng), args.seconds)
+        result[name] = measure(physics, DRIVERS[name](physics, rng), args.seconds)
     # Kilobytes on Linux.
     result["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps(result))

@@ -19,10 +19,15 @@ PINS = HERE / "peers.txt"
 # Each contender sets its own threads; what the caller's shell says must not favour one of them.
 THREAD_VARIABLES = ("XLA_FLAGS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PEERS = ("sb3", "sbx")
+CEILING_SIMS = 16
+# The "own" ones have as many simulations as tether has environments, where that is another number:
+# wider batches are faster, and tether must not be compared with a lower ceiling than its own.
 NAMES = {
-    "physics": "physics alone",
-    "ceiling": "ceiling, policy in JAX",
-    "ceiling_numpy": "ceiling, policy in NumPy",
+    "physics": "physics only",
+    "physics_own": "physics only",
+    "ceiling": "ceiling (JAX policy)",
+    "ceiling_own": "ceiling (JAX policy)",
+    "ceiling_numpy": "ceiling (NumPy policy)",
     "tether": "tether",
     "sb3": "Stable-Baselines3",
     "sbx": "SBX",
@@ -55,7 +60,7 @@ def run(command: list[str], *, foreign: bool = False) -> dict[str, Any]:
     """Run a command; the JSON object on its last line, with the wall time and peak memory of it.
 
     Args:
-        command: what to run, in the repository's root.
+        command: what to run; files by their absolute names.
         foreign: whether it runs with another Python, which must not see this one's path.
 
     Raises:
@@ -64,10 +69,11 @@ def run(command: list[str], *, foreign: bool = False) -> dict[str, Any]:
     hidden = {*THREAD_VARIABLES, *(("PYTHONPATH",) if foreign else ())}
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     begun = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as errors:
+    # In a folder that goes away: MuJoCo leaves a log of its warnings wherever it runs.
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             command,
-            cwd=ROOT,
+            cwd=folder,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -136,13 +142,11 @@ def run_tether(env: str, steps: int, seed: int) -> dict[str, Any]:
         command = [sys.executable, "-m", "tether", "train", "ppo", "--env", env]
         command += ["--preset", "paper", "--total-steps", str(steps), "--seed", str(seed)]
         result = steady(run([*command, "--out", str(out), "--json", "--quiet"]))
-        record = out / "run.json"
-        if record.exists():
-            result["settings"] = json.loads(record.read_text()).get("config")
-    result.pop("run", None)
-    envs = (result.get("settings") or {}).get("num_envs")
-    result["setting"] = f"{envs} envs, {os.cpu_count()} thr" if envs else ""
-    return result
+        result["settings"] = json.loads((out / "run.json").read_text())["config"]
+    del result["run"]
+    # tether gives the physics every core up to 8 unless told otherwise.
+    threads = min(8, len(os.sched_getaffinity(0)))
+    return result | {"setting": f"{result['settings']['num_envs']} envs, {threads} thr"}
 
 
 def run_peer(
@@ -154,20 +158,33 @@ def run_peer(
     return steady(run(command, foreign=True)) | {"setting": str(setting)}
 
 
-def run_ceiling(env: str, seconds: float, seed: int) -> dict[str, dict[str, Any]]:
-    """Physics alone, and driven by a policy in JAX and in NumPy: contender -> result."""
-    command = [sys.executable, str(HERE / "ceiling.py"), "--env", env]
-    result = run([*command, "--seconds", str(seconds), "--seed", str(seed)])
+def run_ceiling(env: str, seconds: float, seed: int, own_sims: int) -> dict[str, dict[str, Any]]:
+    """Physics alone, and driven by a policy in JAX and in NumPy: contender -> result.
+
+    Args:
+        env: one of ceiling.py's tasks.
+        seconds: per measurement.
+        seed: draws weights, noise and starts.
+        own_sims: how many environments tether has.
+    """
     sources = {"physics": "physics", "ceiling": "policy", "ceiling_numpy": "numpy"}
-    return {
-        name: {
-            **result[source],
-            "rate": result[source]["steps_per_second"],
-            "setting": f"{result['sims']} sims, {result['threads']} thr",
-            "command": result["command"],
-        }
-        for name, source in sources.items()
-    }
+    rounds = [(CEILING_SIMS, sources)]
+    if own_sims != CEILING_SIMS:
+        rounds.append((own_sims, {"physics_own": "physics", "ceiling_own": "policy"}))
+    results = {}
+    for sims, wanted in rounds:
+        command = [sys.executable, str(HERE / "ceiling.py"), "--env", env, "--sims", str(sims)]
+        command += ["--seconds", str(seconds), "--seed", str(seed), "--drivers", *wanted.values()]
+        result = run(command)
+        for name, source in wanted.items():
+            results[name] = {
+                **result[source],
+                "rate": result[source]["steps_per_second"],
+                "setting": f"{result['sims']} sims, {result['threads']} thr",
+                # Of the whole process, which makes all its measurements one after the other.
+                **{key: result[key] for key in ("command", "wall_seconds", "peak_memory_mb")},
+            }
+    return results
 
 
 def peers_python(folder: Path = ROOT / ".venv-peers") -> Path:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 import platform
+import textwrap
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from contenders import NAMES
+from contenders import NAMES, PEERS
 from rich.console import Console
 from rich.table import Table
 
-AGAINST = ("sb3", "sbx", "ceiling", "ceiling_numpy")
+AGAINST = ("sb3", "sbx", "ceiling", "ceiling_own", "ceiling_numpy")
 PACKAGES = ("tether-rl", "equinox", "gymnasium", "jax", "jaxlib", "mujoco", "numpy", "optax")
 COLORS = {
     "physics": "#e3e6ea",
+    "physics_own": "#e3e6ea",
     "ceiling": "#c3c9d1",
+    "ceiling_own": "#c3c9d1",
     "tether": "#0b6e6e",
     "sb3": "#e0a458",
     "sbx": "#c96f4a",
@@ -91,11 +94,10 @@ def print_table(results: dict[str, Any], console: Console | None = None) -> None
         caption="tether / it: how many times as fast tether is. Start-up: all wall time outside "
         "the timed window, the first iteration included. Memory: peak of all processes.",
     )
-    table.add_column("environment")
-    table.add_column("contender")
-    table.add_column("layout")
+    for heading in ("environment", "contender", "layout"):
+        table.add_column(heading, no_wrap=True)
     for heading in ("steps/s", "min–max", "tether / it", "memory MB", "start-up s"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for env, rows in results["summary"].items():
         for i, (name, row) in enumerate((n, r) for n, r in rows.items() if n != "ratios"):
             ratio = rows.get("ratios", {}).get(f"tether/{name}")
@@ -113,7 +115,7 @@ def print_table(results: dict[str, Any], console: Console | None = None) -> None
         table.add_section()
     # In a pipe rich assumes 80 columns, which would break the numbers over lines.
     console = console or Console()
-    console.width = max(console.width, 118)
+    console.width = max(console.width, 126)
     console.print(table)
 
 
@@ -128,8 +130,10 @@ def plot(results: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(
         1, len(summary), figsize=(1.6 + 3.6 * len(summary), 3.3), squeeze=False, sharey=True
     )
-    shown = [name for name in COLORS if all(name in rows for rows in summary.values())]
-    labels = {**NAMES, "ceiling": "physics + policy,\nno learning"}
+    own = all("ceiling_own" in rows for rows in summary.values())
+    physics, ceiling = ("physics_own", "ceiling_own") if own else ("physics", "ceiling")
+    shown = [physics, ceiling, "tether", *PEERS]
+    labels = {**NAMES, ceiling: "ceiling: a policy acts,\nnothing is learned"}
     for axis, (env, rows) in zip(axes[0], summary.items(), strict=True):
         top = max(rows[name]["max"] for name in shown)
         for y, name in enumerate(shown):
@@ -137,39 +141,36 @@ def plot(results: dict[str, Any], path: Path) -> None:
             spread = [[row["median"] - row["min"]], [row["max"] - row["median"]]]
             axis.barh(y, row["median"], height=0.72, color=COLORS[name])
             axis.errorbar(row["median"], y, xerr=spread, color="#444444", linewidth=1, capsize=2.5)
-            ratio = rows.get("ratios", {}).get(f"tether/{name}")
-            note = {"sb3": f"tether ×{ratio or 0:.1f}", "sbx": f"tether ×{ratio or 0:.1f}"}
-            share = rows["ratios"]["tether/ceiling"] if name == "tether" else None
             text = f"{row['median'] / 1000:.1f}k"
-            if name in note:
-                text += f"   {note[name]}"
-            elif share is not None and "ceiling" in rows:
-                text += f"   {share:.0%} of the ceiling"
-            axis.text(
-                row["max"] + 0.025 * top,
-                y,
-                text,
-                va="center",
-                fontsize=9,
-                color="#222222",
-                fontweight="bold" if name == "tether" else "normal",
-            )
+            if name in PEERS:
+                text += f"   tether is {rows['ratios'][f'tether/{name}']:.1f}× as fast"
+            style = {"va": "center", "fontsize": 9, "color": "#222222"}
+            if name == "tether":
+                style["fontweight"] = "bold"
+                share = f"{rows['ratios'][f'tether/{ceiling}']:.0%} of ceiling"
+                # Inside the bar where there is room: beside a long bar it would leave the panel.
+                if row["median"] > 0.5 * top:
+                    axis.text(0.025 * top, y, share, **{**style, "color": "white"})
+                else:
+                    text += f"   {share}"
+            axis.text(row["max"] + 0.025 * top, y, text, **style)
         axis.set_title(env, fontsize=11, loc="left")
         axis.set_xlim(0, 1.22 * top)
         axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4))
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value else "0")
         axis.spines[["top", "right", "left"]].set_visible(False)
         axis.tick_params(axis="y", length=0)
         axis.tick_params(axis="x", colors="#555555", labelsize=9)
     axes[0][0].set_yticks(range(len(shown)), [labels[name] for name in shown], fontsize=10)
     axes[0][0].invert_yaxis()
     figure.suptitle("PPO at the paper's settings: environment steps per second", x=0.01, ha="left")
-    figure.supxlabel(
+    caption = (
         f"{host['cpu']}, {host['cores']} cores. Median of {results['settings']['repeats']} "
-        "alternating runs, whiskers min to max; first iteration (compilation) left out for all.",
-        fontsize=8.5,
-        color="#555555",
+        "alternating runs, whiskers min to max; first iteration (compilation) left out for all."
     )
+    # About as many characters as a panel is wide.
+    caption = "\n".join(textwrap.wrap(caption, 70 * len(summary)))
+    figure.supxlabel(caption, fontsize=8.5, color="#555555")
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=160)

@@ -35,7 +35,7 @@ from report import machine, plot, print_table, summarize, versions
 
 ENVS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
 ITERATION = 2048
-CANDIDATES = [Setting(1), Setting(8), Setting(16), Setting(8, processes=True)]
+CANDIDATES = (Setting(1), Setting(8), Setting(16), Setting(8, processes=True))
 
 
 def parse() -> argparse.Namespace:
@@ -43,8 +43,8 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--envs", nargs="+", choices=ENVS, default=list(ENVS), help="default: all three")
     add("--repeats", type=int, default=3, help="turns of each contender (default: 3)")
-    add("--steps-tether", type=int, default=204_800, help="after the first iteration")
-    add("--steps-peer", type=int, default=20_480, help="after the first iteration")
+    add("--steps-tether", type=int, default=163_840, help="after the first iteration")
+    add("--steps-peer", type=int, default=16_384, help="after the first iteration")
     add("--steps-selection", type=int, default=4_096, help="after the first, per layout tried")
     add("--ceiling-seconds", type=float, default=2.0, help="per ceiling measured")
     add("--peers-python", type=Path, help="Python of an environment made from peers.txt")
@@ -60,6 +60,8 @@ def parse() -> argparse.Namespace:
         setattr(args, name, -(-steps // ITERATION) * ITERATION)
     if args.peers_python is None:
         args.peers_python = peers_python()
+    if not args.peers_python.is_file():
+        parser.error(f"--peers-python is {args.peers_python}; expected a Python interpreter")
     # Not resolve(): behind a virtual environment's link lies a Python without its packages.
     args.peers_python = args.peers_python.absolute()
     return args
@@ -69,16 +71,19 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def select(python: Path, peer: str, env: str, steps: int) -> tuple[Setting, list[dict[str, Any]]]:
-    """The fastest layout of a peer: environments and processes first, then threads."""
+def select(
+    args: argparse.Namespace, peer: str, env: str, own_envs: int
+) -> tuple[Setting, list[dict[str, Any]]]:
+    """The fastest layout of a peer, tether's among those tried: environments, then threads."""
     tried: dict[Setting, float] = {}
 
     def attempt(setting: Setting) -> None:
-        result = run_peer(python, peer, env, setting, ITERATION + steps, seed=0)
+        steps = ITERATION + args.steps_selection
+        result = run_peer(args.peers_python, peer, env, setting, steps, seed=0)
         tried[setting] = result["rate"]
         say(f"  {env:15} {NAMES[peer]:18} {setting!s:15} {result['rate']:8,.0f} steps/s")
 
-    for setting in CANDIDATES:
+    for setting in dict.fromkeys([*CANDIDATES, Setting(own_envs)]):
         attempt(setting)
     best = max(tried, key=lambda setting: tried[setting])
     attempt(Setting(best.num_envs, best.processes, threads=2))
@@ -87,7 +92,11 @@ def select(python: Path, peer: str, env: str, steps: int) -> tuple[Setting, list
 
 
 def measure(
-    args: argparse.Namespace, winners: dict[tuple[str, str], Setting], env: str, turn: int
+    args: argparse.Namespace,
+    winners: dict[tuple[str, str], Setting],
+    env: str,
+    turn: int,
+    own_envs: int,
 ) -> list[dict[str, Any]]:
     """One turn of every contender on an environment; who begins moves on with the turn."""
     contenders = ["ceiling", "tether", *PEERS]
@@ -96,7 +105,7 @@ def measure(
     for contender in contenders[first:] + contenders[:first]:
         load = os.getloadavg()[0]
         if contender == "ceiling":
-            results = run_ceiling(env, args.ceiling_seconds, seed=turn)
+            results = run_ceiling(env, args.ceiling_seconds, turn, own_envs)
         elif contender == "tether":
             results = {"tether": run_tether(env, ITERATION + args.steps_tether, seed=turn)}
         else:
@@ -134,17 +143,23 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
         },
         "selection": {},
     }
+    load, cores = results["machine"]["load_average_at_start"][0], results["machine"]["cores"]
+    if load > 0.25 * cores:
+        say(f"warning: this machine is busy (load {load} on {cores} cores); rates will be low")
     winners: dict[tuple[str, str], Setting] = {}
+    # Also the first to fail, before the long part begins, where something is not installed.
+    probe = run_tether(args.envs[0], 2 * ITERATION, seed=0)
+    own_envs = int(probe["settings"]["num_envs"])
     for env in args.envs:
         chosen = results["selection"][env] = {}
         for peer in PEERS:
-            winner, tried = select(args.peers_python, peer, env, args.steps_selection)
+            winner, tried = select(args, peer, env, own_envs)
             winners[env, peer] = winner
             chosen[peer] = {"winner": str(winner), "tried": tried}
     for turn in range(args.repeats):
         say(f"turn {turn + 1} of {args.repeats}")
         for env in args.envs:
-            measurements += measure(args, winners, env, turn)
+            measurements += measure(args, winners, env, turn, own_envs)
             results["summary"] = summarize(measurements)
             results["measurements"] = measurements
             results["total_seconds"] = round(time.perf_counter() - begun, 1)

@@ -1,10 +1,12 @@
 """One file holds a learner bit for bit, or says that it does not."""
 
 import hashlib
+import io
 import json
 import math
 import os
 import struct
+import tempfile
 from pathlib import Path
 
 import ml_dtypes
@@ -127,6 +129,13 @@ def test_integers_beyond_what_python_prints_come_back(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "x")[0]["leaf"] == -(2**50000)
 
 
+def test_keys_that_look_alike_stay_apart(tmp_path: Path) -> None:
+    one, two, three, four = (np.full(2, float(i)) for i in range(4))
+    state = {"a/b": one, "a": {"b": two}, "__metadata__": three, "\ud800": four, "l": [one, two]}
+    save_checkpoint(tmp_path / "x", state, {})
+    assert same(load_checkpoint(tmp_path / "x")[0], state)
+
+
 def test_memory_order_comes_back_because_sums_depend_on_it(tmp_path: Path) -> None:
     matrix = np.asfortranarray(np.random.default_rng(0).normal(size=(300, 200)).astype(np.float32))
     assert matrix.sum() != np.ascontiguousarray(matrix).sum()
@@ -245,14 +254,12 @@ def pickled() -> bytes:
         def __reduce__(self):
             return (os.mkdir, (TRAP,))
 
-    import io
-
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, np.array([Trap()], dtype=object), allow_pickle=True)
     return buffer.getvalue()
 
 
-TRAP = "/tmp/a-checkpoint-ran-code"
+TRAP = str(Path(tempfile.gettempdir()) / "a-checkpoint-ran-code")
 GOOD = '{"format":1,"info":{},"state":{"a":{"$array":"a"}}}'
 TENSOR = ',"a":{"dtype":"%s","shape":%s,"data_offsets":[0,%d]}'
 

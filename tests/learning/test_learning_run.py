@@ -263,6 +263,23 @@ def test_a_good_checkpoint_without_a_position_counts_as_damaged(trained: Path) -
     assert Run.open(trained).load()["steps"] == 320
 
 
+def test_a_checkpoint_deleted_while_we_read_sends_us_to_look_again(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older, newest = sorted((trained / "checkpoints").iterdir())
+    content = older.read_bytes()
+
+    def overtaken(path: Path) -> object:
+        if newest.exists():
+            # What a trainer does between our listing and our reading: a newer one, an older gone.
+            newest.rename(newest.with_name("step_000000000480.safetensors"))
+        return load_checkpoint(path)
+
+    monkeypatch.setattr("tether.learning.folder.load_checkpoint", overtaken)
+    assert Run.open(trained).load()["steps"] == 400
+    assert older.read_bytes() == content
+
+
 def test_all_checkpoints_damaged_is_an_error_that_changes_nothing(trained: Path) -> None:
     for path in (trained / "checkpoints").iterdir():
         path.write_bytes(b"rot")

@@ -135,6 +135,21 @@ def test_padding_is_as_if_it_were_not_there(backend):
         np.testing.assert_allclose(returns[b, mask[b]], alone, rtol=1e-12)
 
 
+def test_padding_spoils_no_derivative_by_the_discount(autodiff):
+    data = rollout(10, length=6, copies=2)
+    mask = np.ones((6, 2), bool)
+    mask[4:, 1] = False
+    spoilt = [np.where(mask, x, np.nan) if x.dtype.kind == "f" else x for x in data.values()]
+
+    def total(gamma, *xs):
+        flags = {"terminated": xs[3], "done": xs[4]}
+        return o.gae(*xs[:3], **flags, gamma=gamma, lam=LAM, mask=xs[5]).sum()
+
+    clean = autodiff.gradient(total, np.array(GAMMA), *data.values(), mask)[0]
+    assert np.isfinite(clean) and abs(clean) > 1e-3
+    assert autodiff.gradient(total, np.array(GAMMA), *spoilt, mask)[0] == clean
+
+
 def test_the_discounted_return_is_the_loop(backend):
     data = rollout(7)
     discount = np.where(data["done"], 0.0, GAMMA)

@@ -126,12 +126,10 @@ class Bernoulli(NamedTuple):
         return -xp.sum(xp.logaddexp(xp.zeros_like(signed), -signed), axis=-1)
 
     def entropy(self) -> Array:
-        return array_namespace(self.logits).sum(objectives.bernoulli_entropy(self.logits), axis=-1)
+        return objectives.bernoulli_entropy(self.logits)
 
     def kl(self, other: Bernoulli) -> Array:
-        return array_namespace(self.logits).sum(
-            objectives.bernoulli_kl(self.logits, other.logits), axis=-1
-        )
+        return objectives.bernoulli_kl(self.logits, other.logits)
 
 
 class ActionHead(NamedTuple):

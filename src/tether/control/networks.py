@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tether.errors import BadEnvironmentError
+
 Array = Any  # numpy.ndarray or jax.Array: the forward pass accepts either
 
 
@@ -35,6 +37,7 @@ class Network(NamedTuple):
 # Kernel and stride of each convolution: Mnih et al. (2015), the encoder Gymnasium users expect.
 CONVOLUTIONS = ((8, 4, 32), (4, 2, 64), (3, 1, 64))
 SMALL_CONVOLUTIONS = ((3, 1, 16), (3, 2, 32))
+SMALLEST_IMAGE = 5
 
 
 def orthogonal(rng: np.random.Generator, shape: tuple[int, int], gain: float) -> np.ndarray:
@@ -61,11 +64,20 @@ def init_network(
         outputs: width of the last layer.
         output_gain: gain of the last layer; 0.01 starts a policy near its mean action, worth +66 %
             on Humanoid (Andrychowicz et al. 2020, section 3.2).
+
+    Raises:
+        BadEnvironmentError: the image is smaller than the encoder's kernels reach.
     """
     convolutions: list[Layer] = []
     width = math.prod(observation_shape)
     if len(observation_shape) == 3:
         height, breadth, channels = observation_shape
+        if min(height, breadth) < SMALLEST_IMAGE:
+            raise BadEnvironmentError(
+                f"image observations of {height} x {breadth} pixels are too small for the "
+                f"convolutions; expected at least {SMALLEST_IMAGE} x {SMALLEST_IMAGE}; wrap the "
+                "environment with gymnasium.wrappers.FlattenObservation"
+            )
         for kernel, stride, filters in _convolutions_for(observation_shape):
             weight = orthogonal(rng, (kernel * kernel * channels, filters), math.sqrt(2))
             convolutions.append(

@@ -24,7 +24,9 @@ class RunningMoments:
 
     def update(self, batch: np.ndarray) -> None:
         """Take in `batch` (B, *shape)."""
-        mean, variance, count = batch.mean(axis=0), batch.var(axis=0), batch.shape[0]
+        # float32 observations too are summed in float64: NumPy adds along axis 0 one by one.
+        mean, variance = batch.mean(axis=0, dtype=float), batch.var(axis=0, dtype=float)
+        count = batch.shape[0]
         total = self.count + count
         delta = mean - self.mean
         if self.count == 0:

@@ -95,8 +95,9 @@ class Collector:
                     cut.append((t * count + int(n), step.final_observation[n].copy()))
 
         self._observation = observation.copy()
-        self._check_finite("observation", raw if vector else None)
-        self._check_finite("reward", reward)
+        if vector:
+            self._check_observations(raw, cut)
+        self._check_finite("reward", reward, 0)
         done = terminated | truncated
         returns, lengths = self._episodes(reward, done)
         cut_observation, cut_index = self._cut(cut, horizon * count, space.shape, raw.dtype)
@@ -172,12 +173,25 @@ class Collector:
             observations[slot], index[slot] = observation, position
         return observations, index
 
-    def _check_finite(self, name: str, array: np.ndarray | None) -> None:
-        if array is None or np.isfinite(array).all():
+    def _check_observations(self, raw: np.ndarray, cut: list[tuple[int, np.ndarray]]) -> None:
+        followed = (self._observation, *(observation for _, observation in cut))
+        if all(np.isfinite(array).all() for array in (raw, *followed)):
+            return
+        # Row t + 1 is what step t returned; row 0 came before this rollout.
+        returned = np.concatenate([raw, self._observation[None]])
+        for position, observation in cut:
+            if not np.isfinite(observation).all():
+                t, n = divmod(position, self.env.num_envs)
+                returned[t + 1, n] = observation
+        self._check_finite("observation", returned, -1)
+
+    def _check_finite(self, name: str, array: np.ndarray, first: int) -> None:
+        """Raise unless all is finite; `first` is the step of this rollout that gave array[0]."""
+        if np.isfinite(array).all():
             return
         t, n = (int(i) for i in np.argwhere(~np.isfinite(array))[0][:2])
         value = array[t, n][~np.isfinite(array[t, n])].ravel()[0]
-        step = self.steps + t * self.env.num_envs + n
+        step = self.steps + max(0, t + first) * self.env.num_envs + n
         raise BadEnvironmentError(
             f"{self.env.id} returned {value} in its {name} at step {step} (environment {n}); "
             "training stopped before learning from it, and the last checkpoint is intact"

@@ -73,6 +73,7 @@ def record_video(
     except Exception as error:
         raise UserError(f"{env} cannot be filmed: {_first_line(error)}") from error
     fps = int(world.metadata.get("render_fps") or 30)
+    _lighten(world)
     # Films faster than a screen shows only cost time: keep every k-th frame at the same speed.
     keep_every = max(1, round(fps / 50))
     temporary = path.with_name(path.name + ".tmp")
@@ -111,6 +112,19 @@ def _frames(
         if terminated or truncated:
             yield _render(world)
             return
+
+
+def _lighten(world: gym.Env[Any, Any]) -> None:
+    """Leave out a MuJoCo scene's shadows, reflections and multisampling.
+
+    Without a graphics card they take eleven twelfths of the time of a frame.
+    """
+    model = getattr(world.unwrapped, "model", None)
+    if type(model).__name__ != "MjModel":
+        return
+    model.vis.quality.offsamples = 0
+    model.light_castshadow[:] = 0
+    model.mat_reflectance[:] = 0
 
 
 def _render(world: gym.Env[Any, Any]) -> np.ndarray:

@@ -260,5 +260,5 @@ def _samples(log_ratio: Array, mask: Array | None) -> Array:
 
 def _log_softmax(xp: Any, logits: Array, axis: int) -> Array:
     # Any shift gives the same answer, so no gradient needs to pass through this one.
-    shifted = logits - detach(xp.max(logits, axis=axis, keepdims=True))
+    shifted = logits - xp.max(detach(logits), axis=axis, keepdims=True)
     return shifted - xp.log(xp.sum(xp.exp(shifted), axis=axis, keepdims=True))

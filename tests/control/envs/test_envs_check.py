@@ -19,6 +19,7 @@ from tether.control.envs import (
     make,
 )
 from tether.control.envs.gymnasium_vector import GymnasiumVectorEnv
+from tether.control.envs.mujoco_physics import PooledPhysics
 from tether.errors import BadEnvironmentError
 
 
@@ -154,6 +155,8 @@ def test_list_environments():
     entries = {entry.id: entry for entry in list_environments()}
     assert tuple(entries)[: len(BATCHED_TASKS)] == BATCHED_TASKS
     assert all((e.door == "mujoco") == (e.id in BATCHED_TASKS) for e in entries.values())
+    unbatched = {e.id for e in entries.values() if "one MjData" in e.note}
+    assert unbatched == {t for t in BATCHED_TASKS if make(t, 1)._task.stepper is PooledPhysics}
     assert entries["CartPole-v1"] == ("CartPole-v1", "gymnasium", "")
     assert "superseded by Hopper-v5" in entries["Hopper-v4"].note
     assert "Hopper-v3" not in entries

@@ -12,7 +12,13 @@ import pytest
 import tether
 from tether.control.envs import BATCHED_TASKS, make
 from tether.control.envs.gymnasium_vector import GymnasiumVectorEnv
-from tether.control.envs.mujoco_batch import _TASKS, MujocoVectorEnv, task_of
+from tether.control.envs.mujoco_batch import (
+    _TASKS,
+    MujocoVectorEnv,
+    _generator,
+    _generator_words,
+    task_of,
+)
 from tether.errors import UserError
 
 # Bodies in space cost ten times what the others do: 2,000 steps in all, not of each.
@@ -139,6 +145,22 @@ def test_keyword_arguments_are_honoured(env_id):
         assert terminated >= 1
 
 
+@pytest.mark.parametrize("env_id", ["Hopper-v5", "Walker2d-v5", "InvertedDoublePendulum-v5"])
+def test_velocities_are_clipped_on_both_sides(env_id):
+    kwargs = {"reset_noise_scale": 20.0, "max_episode_steps": 2}
+    first = make(env_id, 3, **kwargs).reset(0)
+    assert (first == 10).any() and (first == -10).any()
+    play_both(env_id, 3, 6, seed=0, **kwargs)
+
+
+def test_generators_keep_the_half_drawn_number():
+    generator = np.random.default_rng(5)
+    generator.integers(100, dtype=np.uint32)
+    assert generator.bit_generator.state["has_uint32"] == 1
+    copy = _generator(_generator_words(generator))
+    assert copy.bit_generator.state == generator.bit_generator.state
+
+
 @pytest.mark.parametrize("count", [1, 9])
 def test_any_number_of_environments(count):
     play_both("InvertedDoublePendulum-v5", count, 200, seed=0)
@@ -214,6 +236,9 @@ def test_only_untouched_tasks_take_the_door():
     with pytest.raises(UserError, match="none of the MuJoCo v5 tasks"):
         make("CartPole-v1", 2, door="mujoco")
     assert isinstance(make("Hopper-v5", 1, door="gymnasium"), GymnasiumVectorEnv)
+    # What a function did to the environment is unknown, so only the user can vouch for it.
+    assert isinstance(make(lambda: gym.make("Hopper-v5"), 1), GymnasiumVectorEnv)
+    assert isinstance(make(lambda: gym.make("Hopper-v5"), 1, door="mujoco"), MujocoVectorEnv)
 
 
 def test_both_doors_give_the_same_first_episode():

@@ -1,6 +1,6 @@
 """Environments: N copies stepped in lockstep behind one small protocol, through two doors.
 
-``make("HalfCheetah-v5", 8)`` steps Gymnasium's MuJoCo v5 tasks on MuJoCo's own batch stepper, and
+``make("HalfCheetah-v5", 8)`` steps Gymnasium's MuJoCo v5 tasks on MuJoCo directly, and
 ``make("CartPole-v1", 8)`` any other Gymnasium environment; both can be saved in the middle of an
 episode and continued bit for bit.
 """

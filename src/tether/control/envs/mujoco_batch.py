@@ -1,4 +1,4 @@
-"""The MuJoCo door: N Gymnasium MuJoCo v5 environments on one batch stepper, equal bit for bit."""
+"""The MuJoCo door: N of Gymnasium's MuJoCo v5 environments at once, equal bit for bit."""
 
 from __future__ import annotations
 

@@ -22,14 +22,19 @@ BATCHED_TASKS: tuple[str, ...] = (
     "HumanoidStandup-v5",
     "Pusher-v5",
 )
-"""Gymnasium's tasks that MuJoCo's batch stepper reproduces bit for bit."""
+"""Gymnasium's tasks that the MuJoCo door reproduces bit for bit.
+
+All but Ant and the humanoids run on MuJoCo's batch stepper. Those three read contact forces that it
+cannot give, so each of their simulations has an MjData of its own.
+"""
+_UNBATCHED = ("Ant-v5", "Humanoid-v5", "HumanoidStandup-v5")
 
 # Packages beyond Gymnasium that families of its environments import, and Gymnasium's own extras.
 _NEEDS = {
     "gymnasium.envs.box2d": ("Box2D", "box2d"),
     "gymnasium.envs.mujoco": ("mujoco", "mujoco"),
-    "gymnasium.envs.phys2d": ("jax", "jax"),
-    "gymnasium.envs.tabular": ("jax", "jax"),
+    "gymnasium.envs.phys2d": ("flax", "jax"),
+    "gymnasium.envs.tabular": ("flax", "jax"),
 }
 
 
@@ -52,7 +57,8 @@ def list_environments() -> list[EnvironmentEntry]:
 
     Environments of other packages appear once the package is imported. None is made or imported.
     """
-    batched = [EnvironmentEntry(i, "mujoco", "MuJoCo's batch stepper") for i in BATCHED_TASKS]
+    steppers = ("MuJoCo's batch stepper", "MuJoCo, one MjData per environment")
+    batched = [EnvironmentEntry(i, "mujoco", steppers[i in _UNBATCHED]) for i in BATCHED_TASKS]
     others = [
         EnvironmentEntry(spec.id, "gymnasium", _note(spec))
         for spec in gymnasium.registry.values()

@@ -120,8 +120,6 @@ class _Reader:
     def box(self, data: dict[str, Any]) -> spaces.Box:
         shape, dtype = self.shape(data), _dtype(data)
         low, high = (_bounds_from_json(data, name, shape, dtype) for name in ("low", "high"))
-        if np.any(low > high):
-            raise UserError("a saved box has a low bound above its high bound")
         return spaces.Box(low, high, shape, dtype.type)
 
     def discrete(self, data: dict[str, Any]) -> spaces.Discrete:

@@ -1,7 +1,7 @@
 """Making vector environments: any Gymnasium environment by id, instance or factory.
 
-Two doors. Gymnasium's MuJoCo v5 tasks (:data:`BATCHED_TASKS`) go through MuJoCo's batch stepper,
-everything else through Gymnasium itself; a task gives the same numbers through both.
+Two doors. Gymnasium's MuJoCo v5 tasks (:data:`BATCHED_TASKS`) are stepped by MuJoCo directly,
+everything else through Gymnasium itself.
 """
 
 from __future__ import annotations
@@ -46,8 +46,10 @@ def make(
             itself when ``num_envs`` is 1 and nothing else steps it, otherwise its copies are made
             anew from its ``spec``, which does not know changes made to it by hand.
         num_envs: N >= 1.
-        door: "mujoco" for MuJoCo's batch stepper, "gymnasium" for Gymnasium itself; "auto" takes
-            the first where an id is one of :data:`BATCHED_TASKS`, since both give the same numbers.
+        door: "mujoco" to step MuJoCo directly, "gymnasium" for Gymnasium itself; "auto" takes the
+            first where an id is one of :data:`BATCHED_TASKS`. Both give the same numbers until an
+            episode ends; then the Gymnasium door reseeds, to be resumable, where the MuJoCo door
+            goes on with the same generator, as Gymnasium does.
         threads: threads that step the physics, the caller's included; the Gymnasium door has one.
         **env_kwargs: passed to ``gymnasium.make`` (``max_episode_steps`` among them), or to the
             function.

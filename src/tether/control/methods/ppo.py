@@ -12,6 +12,9 @@ epoch k then waits for the critic's epoch k - 1, and nothing else.
 
 from __future__ import annotations
 
+import functools
+import json
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ClassVar, NamedTuple, Self
@@ -207,7 +210,19 @@ class Compiled(NamedTuple):
 
 
 def compiled(config: PPOConfig, spec: PolicySpec) -> Compiled:
-    """Compile PPO's estimate and its actor and critic epochs for one configuration."""
+    """PPO's estimate and its actor and critic epochs for one configuration, compiled once."""
+    with _COMPILING:
+        return _compiled(config, json.dumps(spec.to_json()))
+
+
+# Several seeds start at the same moment, and each would compile the same functions.
+_COMPILING = threading.Lock()
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(config: PPOConfig, spec_json: str) -> Compiled:
+    # Spaces cannot be hashed, their JSON can.
+    spec = PolicySpec.from_json(json.loads(spec_json))
     # One flat vector per optimizer: Adam on a dozen small arrays is a dozen small kernels.
     transforms = [optax.scale_by_adam(eps=config.adam_epsilon)]
     if config.max_grad_norm is not None:

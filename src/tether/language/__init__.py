@@ -1,0 +1,1 @@
+"""Language: aligning causal language models with people, in PyTorch."""
