@@ -93,7 +93,7 @@ def _sequential(arguments: argparse.Namespace, env: str) -> float:
             str(seed),
         ]
         out = arguments.runs / f"sequential-{env}-{seed}-{int(start)}"
-        command += ["--total-steps", str(arguments.steps), "--out", str(out)]
+        command += ["--quiet", "--total-steps", str(arguments.steps), "--out", str(out)]
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     return time.perf_counter() - start
 

@@ -9,6 +9,7 @@ import gymnasium as gym
 import jax
 import numpy as np
 import pytest
+from comparisons import assert_equal_states
 from gymnasium import spaces
 from toy_environments import Copy
 
@@ -42,20 +43,6 @@ def learner_of(
 ) -> PPO:
     config = PPOConfig(**settings)
     return PPO(config, make(env, config.num_envs), seed=seed, total_steps=total_steps)
-
-
-def assert_equal_states(ours: Any, theirs: Any) -> None:
-    """Two nested states hold the same bits."""
-    if isinstance(ours, dict):
-        assert ours.keys() == theirs.keys()
-        for name in ours:
-            assert_equal_states(ours[name], theirs[name])
-    elif isinstance(ours, np.ndarray | np.generic):
-        assert ours.dtype == theirs.dtype
-        assert ours.shape == theirs.shape
-        assert ours.tobytes() == theirs.tobytes()
-    else:
-        assert ours == theirs
 
 
 def same_bits(ours: Any, theirs: Any) -> bool:

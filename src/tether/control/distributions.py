@@ -189,10 +189,12 @@ class ActionHead(NamedTuple):
             return bounded
         if isinstance(space, gym.spaces.Discrete):
             choice: np.ndarray = action[..., 0].astype(space.dtype)
-            return choice + space.start
+            choice += space.start
+            return choice
         if isinstance(space, gym.spaces.MultiDiscrete):
             choices: np.ndarray = action.reshape(-1, *space.shape).astype(space.dtype)
-            return choices + space.start
+            choices += space.start
+            return choices
         bits: np.ndarray = action.reshape(-1, *(space.shape or ())).astype(space.dtype)
         return bits
 

@@ -51,9 +51,14 @@ def evaluate(
         episodes: how many episodes, at least 1.
         seed: environment i starts from seed + i; also decides the noise of sampled actions.
         deterministic: the most probable action, else samples.
+
+    Raises:
+        UserError: episodes or seed is out of range.
     """
     if episodes < 1:
         raise UserError(f"episodes is {episodes}; expected at least 1")
+    if seed < 0:
+        raise UserError(f"seed is {seed}; expected 0 or more")
     count, head = env.num_envs, policy.spec.head
     share = np.full(count, episodes // count)
     share[: episodes % count] += 1

@@ -6,6 +6,7 @@ cores never wait. Each seed has its own run folder and the same numbers as if it
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -100,7 +101,9 @@ def train_seeds(
             for future in futures:
                 future.cancel()
             wait(futures)
-            raise Interrupted(f"stopped; `tether resume {folder}/seed-...` goes on") from None
+            line = f"interrupted; checkpoints saved; go on with: tether resume {folder}/seed-..."
+            print(line, file=sys.stderr, flush=True)
+            raise Interrupted(line) from None
         finally:
             if any(f.done() and not f.cancelled() and f.exception() for f in futures):
                 stop.event.set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from tether.control.policy import Policy, PolicySpec
 from tether.errors import UserError
 from tether.learning.callbacks import BaseCallback, Callback
 from tether.learning.learner import Learner, Metrics
+from tether.learning.metrics import read_metrics
 from tether.learning.run import Run
 
 EnvLike = str | gym.Env[Any, Any] | Callable[[], gym.Env[Any, Any]]
@@ -262,6 +264,36 @@ class _Clock(BaseCallback):
         return None
 
 
+class _QuickHandOver:
+    """While any training is under way, threads hand over the interpreter within half a millisecond.
+
+    The critic's thread shares it with the one that acts; at the default 5 ms a hand-over would cost
+    as much as several minibatches. Trainings of several seeds overlap, so only the last to end
+    puts the interval back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._active = 0
+        self._before = 0.0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._active:
+                self._before = sys.getswitchinterval()
+                sys.setswitchinterval(0.0005)
+            self._active += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._active -= 1
+            if not self._active:
+                sys.setswitchinterval(self._before)
+
+
+_QUICK_HAND_OVER = _QuickHandOver()
+
+
 def _train(
     run: Run,
     learner: OnPolicyLearner,
@@ -271,17 +303,17 @@ def _train(
     progress: bool,
 ) -> Trained:
     clock = _Clock()
-    # The critic's thread shares the interpreter with this one; at the default 5 ms a hand-over
-    # would cost as much as several minibatches.
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(0.0005)
     try:
-        metrics = run.train(
-            learner, total_steps, callbacks=(clock, *callbacks), sinks=sinks, progress=progress
-        )
+        with _QUICK_HAND_OVER:
+            metrics = run.train(
+                learner, total_steps, callbacks=(clock, *callbacks), sinks=sinks, progress=progress
+            )
     finally:
-        sys.setswitchinterval(interval)
         learner.close()
+    if not metrics and run.metrics_path.exists():
+        # Nothing was left to do: the run's last measurements still stand.
+        for row in read_metrics(run.metrics_path)[-1:]:
+            metrics = {name: value for name, value in row.items() if name != "step"}
     return Trained(
         run=run.path,
         policy=learner.policy,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import subprocess
@@ -15,6 +16,7 @@ import gymnasium as gym
 import numpy as np
 
 from tether.control.envs.spaces import flatten_observation
+from tether.control.envs.vector import make_one
 from tether.control.policy import Policy
 from tether.control.training import load
 from tether.errors import UserError
@@ -65,23 +67,29 @@ def record_video(
     """Film the deterministic policy in one environment and write an MP4 (H.264) to `path`.
 
     Raises:
-        UserError: the environment cannot draw, or no renderer works on this machine.
+        UserError: the path cannot be written or does not end in .mp4, the environment cannot draw,
+            or no renderer works on this machine.
     """
-    choose_renderer()
-    try:
-        world = gym.make(env, render_mode="rgb_array", **(env_kwargs or {}))
-    except Exception as error:
-        raise UserError(f"{env} cannot be filmed: {_first_line(error)}") from error
+    if path.suffix != ".mp4":
+        raise UserError(f"the film would go to {path}; expected a name that ends in .mp4")
+    world = make_one(env, render_mode="rgb_array", **(env_kwargs or {}))
     fps = int(world.metadata.get("render_fps") or 30)
     _lighten(world)
     # Films faster than a screen shows only cost time: keep every k-th frame at the same speed.
     keep_every = max(1, round(fps / 50))
     temporary = path.with_name(path.name + ".tmp")
     try:
+        # Other environments draw in their own ways, and need neither EGL nor OSMesa.
+        if "mujoco" in sys.modules:
+            choose_renderer()
+        path.parent.mkdir(parents=True, exist_ok=True)
         _write_mp4(temporary, _frames(policy, world, seed, frames, keep_every), fps / keep_every)
         temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         world.close()
     return path
 
@@ -119,7 +127,7 @@ def _lighten(world: gym.Env[Any, Any]) -> None:
 
     Without a graphics card they take eleven twelfths of the time of a frame.
     """
-    model = getattr(world.unwrapped, "model", None)
+    model: Any = getattr(world.unwrapped, "model", None)
     if type(model).__name__ != "MjModel":
         return
     model.vis.quality.offsamples = 0
@@ -130,6 +138,8 @@ def _lighten(world: gym.Env[Any, Any]) -> None:
 def _render(world: gym.Env[Any, Any]) -> np.ndarray:
     try:
         frame = world.render()
+    except gym.error.DependencyNotInstalled as error:
+        raise UserError(f"drawing needs another package: {_first_line(error)}") from error
     except Exception as error:
         raise UserError(
             f"no renderer works here (MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')}): "

@@ -59,10 +59,10 @@ def learning_curves(
         axes.legend(frameon=False)
     else:
         axes.set_title(next(iter(groups)), fontsize=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise UserError(f"cannot write {path}: {error}") from error
     finally:
         plt.close(figure)

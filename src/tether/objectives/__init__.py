@@ -5,6 +5,7 @@ mapped) and on PyTorch (autograd, compiled), and float32 stays float32. Importin
 neither JAX nor PyTorch.
 """
 
+from .direct_alignment import kto, kto_reference_point, orpo, simpo, unlikelihood
 from .divergence import (
     bernoulli_entropy,
     bernoulli_kl,
@@ -65,17 +66,22 @@ __all__ = [
     "kl_k2",
     "kl_k3",
     "kl_penalized_surrogate",
+    "kto",
+    "kto_reference_point",
     "line_search",
     "masked_mean",
     "masked_negative_log_likelihood",
     "masked_sum",
     "natural_step",
     "normalize_advantage",
+    "orpo",
     "policy_gradient",
     "ppo_adaptive_beta",
     "reverse_linear_recurrence",
+    "simpo",
     "surrogate",
     "td_error",
+    "unlikelihood",
     "value_loss",
     "ziegler_adaptive_beta",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import sys
 import warnings
 import weakref
@@ -21,7 +22,7 @@ from tether.control.envs.protocol import Step, VectorEnv
 from tether.control.envs.registry import BATCHED_TASKS, close_ids
 from tether.errors import BadEnvironmentError, UserError
 
-__all__ = ["BATCHED_TASKS", "Door", "Step", "VectorEnv", "make"]
+__all__ = ["BATCHED_TASKS", "Door", "Step", "VectorEnv", "make", "make_one"]
 
 Door = Literal["auto", "mujoco", "gymnasium"]
 Env = gymnasium.Env[Any, Any]
@@ -99,6 +100,19 @@ def make(
             f"{_name(first)}: the function must make a new environment at every call"
         )
     return GymnasiumVectorEnv(envs, _name(first))
+
+
+def make_one(env_id: str, **env_kwargs: Any) -> Env:
+    """One Gymnasium environment by its id, whose mistakes are told as :func:`make` tells them.
+
+    Args:
+        env_id: an id, also ``"module:EnvId"``.
+        **env_kwargs: passed to ``gymnasium.make``.
+
+    Raises:
+        BadEnvironmentError: the environment is unknown or cannot be made.
+    """
+    return _from_id(env_id, env_kwargs)()
 
 
 class _InstanceVectorEnv(GymnasiumVectorEnv):
@@ -218,7 +232,16 @@ def _quiet_models(entry_points: list[str]) -> Iterator[None]:
     if not any("gymnasium.envs.mujoco" in entry for entry in entry_points):
         yield
         return
-    import mujoco
+    try:
+        import mujoco
+    except ImportError:
+        raise
+    except Exception as error:
+        # A drawing backend that does not load ends MuJoCo's import with whatever broke inside it.
+        raise BadEnvironmentError(
+            f"MuJoCo does not load with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')}: "
+            f"{_flat(error)}; unset MUJOCO_GL, or set it to egl or osmesa where that is installed"
+        ) from error
 
     said: list[str] = []
     previous = mujoco.get_mju_user_warning()

@@ -1,0 +1,352 @@
+"""Finished runs: loaded anywhere, evaluated, drawn and filmed; several seeds side by side."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from comparisons import assert_equal_runs
+
+import tether
+from tether.control.envs import make
+from tether.control.envs.gymnasium_vector import episode_seed
+from tether.control.evaluation import evaluate
+from tether.control.seeds import train_seeds
+from tether.control.training import Trained
+from tether.control.video import choose_renderer, film
+from tether.errors import UserError
+from tether.learning.plots import learning_curves
+
+TINY: dict[str, Any] = {
+    "num_envs": 4,
+    "steps_per_iteration": 128,
+    "minibatch_size": 32,
+    "epochs": 2,
+    "hidden": (8,),
+    "learning_rate": 0.01,
+    "initial_log_std": 0.0,
+    "progress": False,
+    "sinks": (),
+}
+SHORT = {"env_kwargs": {"max_episode_steps": 25}}
+
+
+@pytest.fixture(scope="module")
+def cheetah(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    out = tmp_path_factory.mktemp("runs") / "cheetah"
+    return tether.train("ppo", "HalfCheetah-v5", total_steps=512, seed=3, out=out, **SHORT, **TINY)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    out = tmp_path_factory.mktemp("runs") / "pairs"
+    env = "toy_environments:CopyDict-v0"
+    return tether.train("ppo", env, total_steps=512, seed=3, out=out, **TINY)
+
+
+def test_predict_is_the_network_over_normalized_observations(cheetah: Trained) -> None:
+    policy = tether.load(cheetah.run)
+    assert policy.normalizer is not None
+    moments = policy.normalizer.moments
+    # It has seen every observation of the run, and observations are far from standardized.
+    assert moments.count == 512
+    assert np.abs(moments.variance - 1).max() > 0.5
+    observation = moments.mean + 3 * np.random.default_rng(0).normal(size=(5, 17))
+    x = np.clip((observation - moments.mean) / np.sqrt(moments.variance + 1e-8), -10, 10)
+    first, last = policy.parameters.network.dense
+    expected = np.tanh(x @ first.weight + first.bias) @ last.weight + last.bias
+    batch = policy.predict(observation)
+    np.testing.assert_allclose(batch, np.clip(expected, -1, 1), rtol=1e-4, atol=1e-6)
+    for one, row in zip(observation, batch, strict=True):
+        np.testing.assert_allclose(policy.predict(one), row, rtol=1e-5, atol=1e-7)
+        assert policy.predict(one).shape == (6,)
+    sample = np.array(
+        [
+            policy.predict(observation[0], deterministic=False, rng=np.random.default_rng(i))
+            for i in range(400)
+        ]
+    )
+    # The share of samples below the mean is a half, wherever clipping has cut them off.
+    assert np.abs((sample < batch[0]).mean(0) - 0.5).max() < 0.1
+    assert np.abs(sample).max() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("observation", "words"),
+    [
+        (np.zeros(16), "expects? "),
+        (np.zeros((2, 3, 17)), "pass one observation"),
+        ("forward", "pass one observation"),
+        ({"a": 1}, "pass one observation"),
+    ],
+)
+def test_an_observation_that_does_not_fit_is_told(
+    cheetah: Trained, observation: Any, words: str
+) -> None:
+    with pytest.raises(UserError, match="observation") as caught:
+        tether.load(cheetah.run).predict(observation)
+    assert "\n" not in str(caught.value)
+    assert "(17,)" in str(caught.value)
+
+
+def test_a_sample_needs_a_generator(cheetah: Trained) -> None:
+    with pytest.raises(UserError, match=r"needs rng=numpy\.random\.default_rng"):
+        tether.load(cheetah.run).predict(np.zeros(17), deterministic=False)
+
+
+def test_a_policy_needs_neither_jax_nor_mujoco_nor_its_environment(
+    cheetah: Trained, pairs: Trained, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    rows = 2 * rng.normal(size=(6, 17))
+    noise = rng.uniform(-1, 1, (6, 2)).astype(np.float32)
+    target = rng.uniform(-1, 1, (6, 5)).astype(np.float32)
+    np.savez(tmp_path / "in.npz", rows=rows, noise=noise, target=target)
+    script = textwrap.dedent("""
+        import sys
+        for name in ("jax", "jaxlib", "mujoco", "optax", "torch"):
+            sys.modules[name] = None
+        import gymnasium, numpy as np
+        del gymnasium.registry["HalfCheetah-v5"]
+        assert "CopyDict-v0" not in gymnasium.registry
+        import tether
+        cheetah, pairs, folder = sys.argv[1:]
+        given = np.load(folder + "/in.npz")
+        policy = tether.load(cheetah)
+        single = [policy.predict(row) for row in given["rows"]]
+        sampled = policy.predict(
+            given["rows"], deterministic=False, rng=np.random.default_rng(1)
+        )
+        of_dicts = [
+            tether.load(pairs).predict({"noise": noise, "target": target})
+            for noise, target in zip(given["noise"], given["target"], strict=True)
+        ]
+        np.savez(folder + "/out.npz", single=single, batch=policy.predict(given["rows"]),
+                 sampled=sampled, of_dicts=of_dicts)
+    """)
+    command = [sys.executable, "-c", script, str(cheetah.run), str(pairs.run), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    theirs = np.load(tmp_path / "out.npz")
+    ours = cheetah.policy
+    np.testing.assert_array_equal(theirs["batch"], ours.predict(rows))
+    np.testing.assert_array_equal(theirs["single"], [ours.predict(row) for row in rows])
+    sampled = ours.predict(rows, deterministic=False, rng=np.random.default_rng(1))
+    np.testing.assert_array_equal(theirs["sampled"], sampled)
+    expected = [
+        pairs.policy.predict({"noise": a, "target": b}) for a, b in zip(noise, target, strict=True)
+    ]
+    np.testing.assert_array_equal(theirs["of_dicts"], expected)
+    assert len(np.unique(expected, axis=0)) > 1
+
+
+def test_a_run_from_a_function_says_what_it_needs(tmp_path: Path) -> None:
+    from toy_environments import CopyDict
+
+    out = tmp_path / "run"
+    tether.train("ppo", CopyDict, total_steps=128, out=out, **TINY)
+    for attempt in (tether.resume, tether.evaluate_run):
+        with pytest.raises(UserError, match="made from a function.*pass the same function as env="):
+            attempt(out)
+    assert tether.resume(out, env=CopyDict, total_steps=256, progress=False).steps == 256
+    assert len(tether.evaluate_run(out, env=CopyDict, episodes=3).returns) == 3
+
+
+def test_a_finished_run_still_has_its_last_measurements(cheetah: Trained) -> None:
+    again = tether.resume(cheetah.run, progress=False)
+    assert again.steps_here == 0
+    for name in ("return_mean", "return_std", "episodes", "steps"):
+        assert again.summary()[name] == cheetah.summary()[name]
+    assert again.summary()["return_mean"] is not None
+
+
+def test_evaluation_is_what_a_plain_loop_gives(pairs: Trained) -> None:
+    # Two environments share five episodes: three and two.
+    env_id, seed = "toy_environments:CopyDict-v0", 40
+    policy = pairs.policy
+    expected = {}
+    for n, share in enumerate((3, 2)):
+        world = gym.make(env_id)
+        for episode in range(share):
+            observation, _ = world.reset(seed=episode_seed(seed + n, episode))
+            total, length, over = 0.0, 0, False
+            while not over:
+                observation, reward, terminated, truncated, _ = world.step(
+                    policy.predict(observation)
+                )
+                total, length, over = total + float(reward), length + 1, terminated or truncated
+            expected[episode, n] = total, length
+    result = evaluate(policy, make(env_id, 2), episodes=5, seed=seed)
+    returns, lengths = zip(*(expected[key] for key in sorted(expected)), strict=True)
+    np.testing.assert_allclose(result.returns, returns, rtol=1e-6)
+    np.testing.assert_array_equal(result.lengths, lengths)
+    assert len(set(returns)) > 1
+    summary = result.summary()
+    assert summary["return_mean"] == pytest.approx(np.mean(returns))
+    assert summary["return_std"] == pytest.approx(np.std(returns))
+    assert (summary["return_min"], summary["return_max"]) == (min(returns), max(returns))
+
+
+def test_evaluation_repeats_itself(cheetah: Trained) -> None:
+    for deterministic in (True, False):
+        first, again = (
+            tether.evaluate_run(cheetah.run, episodes=3, deterministic=deterministic)
+            for _ in range(2)
+        )
+        np.testing.assert_array_equal(first.returns, again.returns)
+        np.testing.assert_array_equal(first.lengths, [25] * 3)
+        other = tether.evaluate_run(cheetah.run, episodes=3, deterministic=deterministic, seed=7)
+        assert (first.returns != other.returns).all()
+    mode = tether.evaluate_run(cheetah.run, episodes=3)
+    assert (mode.returns != first.returns).all()
+
+
+@pytest.mark.parametrize(("argument", "value"), [("episodes", 0), ("seed", -1)])
+def test_bad_evaluations_are_told(cheetah: Trained, argument: str, value: int) -> None:
+    with pytest.raises(UserError, match=f"{argument} is {value}; expected"):
+        tether.evaluate_run(cheetah.run, **{argument: value})
+
+
+def test_seeds_side_by_side_are_the_seeds_alone(tmp_path: Path, cheetah: Trained) -> None:
+    interval = sys.getswitchinterval()
+    together = train_seeds(
+        "ppo", "HalfCheetah-v5", [2, 3, 4], total_steps=512, out=tmp_path, **SHORT, **TINY
+    )
+    assert sys.getswitchinterval() == interval
+    assert [run.run for run in together.runs] == [tmp_path / f"seed-{k}" for k in (2, 3, 4)]
+    assert_equal_runs(tmp_path / "seed-3", cheetah.run)
+    means = [run.metrics["return/mean"] for run in together.runs]
+    assert len(set(means)) == 3
+    summary = together.summary()
+    assert summary["return_mean"] == pytest.approx(np.mean(means))
+    assert summary["steps"] == 3 * 512
+
+
+def test_one_seed_that_fails_stops_the_others(tmp_path: Path) -> None:
+    (tmp_path / "seed-1").mkdir()
+    (tmp_path / "seed-1" / "precious.txt").touch()
+    with pytest.raises(UserError, match=r"seed-1.*not empty"):
+        train_seeds("ppo", "CartPole-v1", [0, 1], total_steps=10**9, out=tmp_path, **TINY)
+    # The other one was stopped after its iteration, with a checkpoint.
+    assert tether.load(tmp_path / "seed-0").predict(np.zeros(4)) in (0, 1)
+    with pytest.raises(UserError, match=r"seeds are \[1, 1\]; expected distinct"):
+        train_seeds("ppo", "CartPole-v1", [1, 1], out=tmp_path)
+
+
+def test_a_learning_curve_is_drawn(cheetah: Trained, pairs: Trained, tmp_path: Path) -> None:
+    from matplotlib import image
+
+    runs = [cheetah.run, pairs.run]
+    path = learning_curves(runs, tmp_path / "new folder" / "curve.png")
+    assert path.read_bytes().startswith(b"\x89PNG\r\n")
+    pixels = image.imread(path)
+    assert pixels.shape[0] > 300
+    # Each of two runs has its colour on the picture.
+    for colour in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)):
+        distance = np.abs(pixels[..., :3] - np.array(colour) / 255).max(-1)
+        assert (distance < 0.02).sum() > 100
+    text = learning_curves(runs, tmp_path / "curve.svg", metric="policy/entropy", by="env")
+    assert b"<svg" in text.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("file", "options", "words"),
+    [
+        ("x.png", {"metric": "return/men"}, "no values of 'return/men'; it has: "),
+        ("x.png", {"by": "seed"}, "by is 'seed'; expected env, method or nothing"),
+        ("x.xyz", {}, "cannot write .*x.xyz: .*not supported"),
+        ("file/x.png", {}, "cannot write .*file/x.png: "),
+    ],
+)
+def test_a_curve_that_cannot_be_drawn_is_told(
+    cheetah: Trained, tmp_path: Path, file: str, options: dict[str, str], words: str
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=words) as caught:
+        learning_curves([cheetah.run], tmp_path / file, **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def screenless(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine without a screen, on which nobody has chosen a renderer."""
+    for name in ("DISPLAY", "MUJOCO_GL", "PYOPENGL_PLATFORM"):
+        # Set and deleted, so that what choose_renderer sets is undone as well.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    choose_renderer.cache_clear()
+    yield
+    choose_renderer.cache_clear()
+
+
+@pytest.mark.usefixtures("screenless")
+def test_a_film_shows_the_policy_at_work(
+    cheetah: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    import av
+
+    monkeypatch.chdir(tmp_path)
+    path = film(cheetah.run, tmp_path / "films" / "cheetah.mp4", seed=0, frames=100)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].codec_context.name == "h264"
+        assert float(container.streams.video[0].average_rate) == pytest.approx(20)
+        frames = np.array([f.to_ndarray(format="rgb24") for f in container.decode(video=0)], float)
+    # 25 steps to an episode, the first frame and the last included.
+    assert len(frames) == 26
+    assert frames.std() > 10
+    assert np.abs(frames[1:] - frames[:-1]).mean(axis=(1, 2, 3)).min() > 0.01
+    assert [entry.name for entry in path.parent.iterdir()] == ["cheetah.mp4"]
+    # MuJoCo finds the model's old attribute worth a log file; the user has no use for it.
+    assert not (tmp_path / "MUJOCO_LOG.TXT").exists()
+    assert "WARNING" not in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("screenless")
+def test_films_that_cannot_be_made_are_told(
+    cheetah: Trained, pairs: Trained, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    for run, file, words in (
+        (cheetah.run, "film.gif", "film.gif; expected a name that ends in .mp4"),
+        (cheetah.run, "file/film.mp4", "cannot write .*file/film.mp4"),
+        (pairs.run, "film.mp4", "CopyDict-v0 cannot be made"),
+    ):
+        with pytest.raises(UserError, match=words):
+            film(run, tmp_path / file, seed=0, frames=3)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_no_renderer_is_one_clear_line(tmp_path: Path) -> None:
+    # Libraries that are there and cannot be loaded, before the good ones on the search path.
+    for name in ("EGL", "OSMesa"):
+        for suffix in ("", *(f".{i}" for i in range(10))):
+            (tmp_path / f"lib{name}.so{suffix}").touch()
+    unset = ("DISPLAY", "MUJOCO_GL", "PYOPENGL_PLATFORM")
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    script = textwrap.dedent("""
+        from tether.control.video import choose_renderer
+        from tether.errors import UserError
+        try:
+            choose_renderer()
+        except UserError as error:
+            print(error)
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment | {"LD_LIBRARY_PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("no renderer works here (egl: ")
+    assert "; osmesa: " in line
+    assert "install EGL or OSMesa" in line
