@@ -43,6 +43,10 @@ COMMANDS: dict[str, Command] = {
 }
 
 
+# What the extra brings; another module that is missing is the user's own, or a defect.
+_CONTROL_PACKAGES = frozenset({"av", "gymnasium", "jax", "jaxlib", "mujoco", "optax"})
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -52,10 +56,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] in ("--version", "-V"):
         print(f"tether {__version__}")
         return 0
+    # As `python -m tether` has it, so that --env module:Id finds a module of the user's.
+    if "" not in sys.path:
+        sys.path.insert(0, "")
     try:
         _find(arguments[0])(arguments[1:])
     except UserError as error:
         print(f"tether: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name not in _CONTROL_PACKAGES:
+            raise
+        print(
+            f"tether: `tether {arguments[0]}` needs {error.name}, which is not installed; "
+            "run: pip install 'tether-rl[control]'",
+            file=sys.stderr,
+        )
         return 2
     except Interrupted:
         return 130
@@ -76,15 +92,7 @@ def _find(name: str):  # type: ignore[no-untyped-def]
         mend = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(COMMANDS)}"
         raise UserError(f"unknown command {name!r}; {mend}")
     module, function = COMMANDS[name].function.split(":")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("tether"):
-            raise
-        raise UserError(
-            f"`tether {name}` needs {error.name}, which is not installed; "
-            "run: pip install 'tether-rl[control]'"
-        ) from error
+    return getattr(importlib.import_module(module), function)
 
 
 def _help() -> str:

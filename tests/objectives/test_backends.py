@@ -99,6 +99,17 @@ CASES = {
     "dpo": Case(lambda a, b, p, m: o.dpo(a, b, 0.5, p, 0.1, mask=m), 3),
     "ipo": Case(lambda a, b, p, m: o.ipo(a, b, 0.5, p, 0.1, mask=m), 3),
     "dpo_implicit_reward": Case(lambda x, m: o.dpo_implicit_reward(x, 0.5), 1, masked=False),
+    "simpo": Case(lambda a, b, p, m: o.simpo(a, b, 2.5, 0.7, p, 0.1, mask=m), 3),
+    # Log-probabilities are negative.
+    "orpo": Case(lambda a, b, p, m: o.orpo(a - 4.0, b - 4.0, 0.5, p, 0.1, mask=m), 3),
+    "kto": Case(
+        lambda x, p, m: o.kto(x, p, 0.4, 0.5, desirable_weight=1.3, undesirable_weight=0.8, mask=m),
+        2,
+    ),
+    "kto_reference_point": Case(
+        lambda x, m: o.kto_reference_point(x + 2.0, m), 1, differentiable=False
+    ),
+    "unlikelihood": Case(lambda a, b, p, m: o.unlikelihood(a, b, 0.6, p, 0.1, mask=m), 3),
     "masked_negative_log_likelihood": Case(o.masked_negative_log_likelihood, 1),
 }
 MASKED = [name for name, case in CASES.items() if case.masked]
@@ -113,6 +124,10 @@ REDUCED = {
     "bradley_terry": (o.bradley_terry, 2),
     "dpo": (lambda a, b, **k: o.dpo(a, b, 0.5, **k), 2),
     "ipo": (lambda a, b, **k: o.ipo(a, b, 0.5, **k), 2),
+    "simpo": (lambda a, b, **k: o.simpo(a, b, 2.5, 0.7, **k), 2),
+    "orpo": (lambda a, b, **k: o.orpo(a - 4.0, b - 4.0, 0.5, **k), 2),
+    "kto": (lambda x, p, **k: o.kto(x, p, 0.4, 0.5, **k), 2),
+    "unlikelihood": (lambda a, b, **k: o.unlikelihood(a, b, 0.6, **k), 2),
     "behaviour_cloning": (o.behaviour_cloning, 1),
 }
 
@@ -266,6 +281,11 @@ def test_the_public_names_are_the_ones_that_exist():
         (lambda: o.bradley_terry(np.ones(3), np.ones(3), noise=1.0), "noise is 1.0"),
         (lambda: o.dpo(np.ones(3), np.ones(3), 0.1, -0.5, 0.1), "label is -0.5"),
         (lambda: o.dpo(np.ones(3), np.ones(3), 0.1, label_smoothing=0.5), "label_smoothing is 0.5"),
+        (lambda: o.simpo(np.ones(3), np.ones(3), 2.0, 0.5, 1.5), "label is 1.5"),
+        (lambda: o.orpo(np.ones(3), np.ones((3, 1)), 0.5), r"rejected_log_prob \(3, 1\)"),
+        (lambda: o.kto(np.ones(3), 2.0, 0.0, 0.1), "label is 2.0"),
+        (lambda: o.kto(np.ones(3), np.ones((3, 1)), 0.0, 0.1), r"desirable \(3, 1\)"),
+        (lambda: o.unlikelihood(np.ones(3), np.ones(3), 0.5, label_smoothing=0.7), "is 0.7"),
         (lambda: o.k_wise(np.ones((3, 1))), r"\(3, 1\).* at least 2"),
         (lambda: o.natural_step(lambda v: v, np.ones(3), 0.0), "max_kl is 0.0"),
         (lambda: o.conjugate_gradient(lambda v: v, np.ones(3), -1), "iterations is -1"),

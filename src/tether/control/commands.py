@@ -39,6 +39,8 @@ class TrainOptions:
     """Environment arguments as a JSON object, such as '{"ctrl_cost_weight": 0.05}'."""
     threads: int | None = None
     """Physics threads; all cores up to 8 if not given. Results do not depend on it."""
+    checkpoint_every: int | None = None
+    """Save whenever training passes a multiple of so many steps, beside once a minute."""
     sinks: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     """Where metrics go beside metrics.jsonl."""
     json: bool = False
@@ -78,6 +80,7 @@ def train(arguments: Sequence[str]) -> None:
         out=options.out,
         env_kwargs=kwargs,
         threads=options.threads,
+        checkpoint_every=options.checkpoint_every,
         sinks=options.sinks,
         progress=not options.quiet,
         **config.model_dump(),
@@ -220,6 +223,7 @@ def _train_seeds(method: str, options: TrainOptions, config: Any, kwargs: dict[s
         total_steps=options.total_steps,
         out=options.out,
         env_kwargs=kwargs,
+        checkpoint_every=options.checkpoint_every,
         sinks=options.sinks,
         progress=not options.quiet,
         **config.model_dump(),

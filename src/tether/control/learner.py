@@ -21,6 +21,10 @@ RETURN_WINDOW = 100
 """Episodes over which the training return is averaged (the paper's "last 100 episodes")."""
 
 
+MAY_BE_UNDEFINED = frozenset({"value/explained_variance"})
+"""Metrics that are NaN without harm: nothing is explained where all targets are equal."""
+
+
 class OnPolicyConfig(Config):
     """Settings shared by every on-policy method."""
 
@@ -75,6 +79,7 @@ class OnPolicyLearner(ABC):
         self.env = env
         self.total_steps = total_steps
         self.iterations = 0
+        self._started = 0
         weights, self.rng, acting = (
             np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3)
         )
@@ -121,11 +126,12 @@ class OnPolicyLearner(ABC):
 
     @property
     def progress(self) -> float:
-        """The fraction of the run's steps already taken, in [0, 1]."""
-        return min(1.0, self.steps / max(1, self.total_steps))
+        """The fraction of the run's steps taken before this iteration, in [0, 1)."""
+        return min(1.0, self._started / self.total_steps)
 
     def iterate(self) -> Metrics:
         """One rollout and one update."""
+        self._started = self.steps
         rollout = self.collector.collect(self.config.steps_per_iteration // self.config.num_envs)
         self._recent.extend(
             zip(rollout.episode_returns.tolist(), rollout.episode_lengths.tolist(), strict=True)
@@ -134,7 +140,7 @@ class OnPolicyLearner(ABC):
         metrics = self.update(rollout)
         self.iterations += 1
         for name, value in metrics.items():
-            if not np.isfinite(value):
+            if not np.isfinite(value) and name not in MAY_BE_UNDEFINED:
                 raise NonFiniteError(
                     f"{name} became {value} at step {self.steps}: the update diverged; lower the "
                     "learning rate or check the reward's scale (the last checkpoint is intact)"

@@ -22,6 +22,7 @@ from tether.errors import Interrupted, UserError
 from tether.learning.callbacks import BaseCallback
 from tether.learning.learner import Learner, Metrics
 from tether.learning.run import Run
+from tether.learning.signals import StopRequest
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def train_seeds(
     Raises:
         UserError: no seeds, a seed twice, or whatever one training raises; the others are then
             stopped with a checkpoint.
-        Interrupted: Ctrl-C; every seed has saved a checkpoint.
+        Interrupted: Ctrl-C or SIGTERM; every seed has saved a checkpoint.
     """
     if not seeds or len(set(seeds)) != len(seeds):
         raise UserError(f"seeds are {list(seeds)}; expected distinct integers such as 0,1,2")
@@ -94,25 +95,22 @@ def train_seeds(
             )
             for i, seed in enumerate(seeds)
         ]
-        try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-        except KeyboardInterrupt:
-            stop.event.set()
-            for future in futures:
-                future.cancel()
-            wait(futures)
+        with StopRequest() as request:
+            while any(not future.done() for future in futures):
+                # In slices, since only this thread hears Ctrl-C.
+                done, _ = wait(futures, timeout=0.2, return_when=FIRST_EXCEPTION)
+                failed = any(future.exception() for future in done if not future.cancelled())
+                if request.received or failed:
+                    stop.event.set()
+                    for future in futures:
+                        future.cancel()
+        if request.received:
             line = f"interrupted; checkpoints saved; go on with: tether resume {folder}/seed-..."
             print(line, file=sys.stderr, flush=True)
-            raise Interrupted(line) from None
-        finally:
-            if any(f.done() and not f.cancelled() and f.exception() for f in futures):
-                stop.event.set()
-                for future in futures:
-                    future.cancel()
-    failed = [f.exception() for f in futures if not f.cancelled() and f.exception()]
-    for error in failed:
-        assert error is not None
-        raise error
+            raise Interrupted(line)
+    for future in futures:
+        if not future.cancelled() and (error := future.exception()) is not None:
+            raise error
     return Seeds([future.result() for future in futures], time.perf_counter() - start)
 
 

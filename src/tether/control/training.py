@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import sys
@@ -25,6 +26,7 @@ from tether.learning.callbacks import BaseCallback, Callback
 from tether.learning.learner import Learner, Metrics
 from tether.learning.metrics import read_metrics
 from tether.learning.run import Run
+from tether.learning.sinks import check_sinks
 
 EnvLike = str | gym.Env[Any, Any] | Callable[[], gym.Env[Any, Any]]
 
@@ -94,6 +96,7 @@ def train(
     out: str | Path | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     threads: int | None = None,
+    checkpoint_every: int | None = None,
     callbacks: Sequence[Callback] = (),
     sinks: Sequence[str] = ("tensorboard",),
     progress: bool = True,
@@ -110,6 +113,8 @@ def train(
         out: the run's folder, new or empty; `runs/<method>-<env>-<seed>-<time>` when not given.
         env_kwargs: passed to `gymnasium.make`.
         threads: physics threads; every core up to 8 when not given. Results do not depend on it.
+        checkpoint_every: save whenever training passes a multiple of so many steps; every minute
+            and at the end in any case.
         callbacks: see :mod:`tether.learning.callbacks`.
         sinks: where metrics go beside metrics.jsonl: "tensorboard", "wandb", "trackio".
         progress: show progress on stderr.
@@ -119,6 +124,7 @@ def train(
         UserError: anything the user can mend; one line.
     """
     check_budget(total_steps, seed)
+    check_sinks(sinks)
     config = configure(method, preset, settings)
     threads = threads if threads is not None else default_threads()
     world = make(env, config.num_envs, threads=threads, **(env_kwargs or {}))
@@ -146,7 +152,7 @@ def train(
         )
         with run:
             learner = find_method(method)(config, world, seed=seed, total_steps=total_steps)
-            return _train(run, learner, total_steps, callbacks, sinks, progress)
+            return _train(run, learner, total_steps, callbacks, sinks, progress, checkpoint_every)
     finally:
         world.close()
 
@@ -157,6 +163,7 @@ def resume(
     env: EnvLike | None = None,
     total_steps: int | None = None,
     threads: int | None = None,
+    checkpoint_every: int | None = None,
     callbacks: Sequence[Callback] = (),
     sinks: Sequence[str] = ("tensorboard",),
     progress: bool = True,
@@ -168,6 +175,7 @@ def resume(
         env: the environment, needed only if the run was started from a function.
         total_steps: a new budget; the run's own when not given.
         threads: as in :func:`train`.
+        checkpoint_every: as in :func:`train`.
         callbacks: as in :func:`train`.
         sinks: as in :func:`train`.
         progress: as in :func:`train`.
@@ -176,6 +184,7 @@ def resume(
     spec = opened.spec
     total = total_steps if total_steps is not None else int(spec["total_steps"])
     check_budget(total, int(spec["seed"]))
+    check_sinks(sinks)
     config = configure(opened.method, spec["preset"], opened.config)
     world = _environment(opened, env, config.num_envs, threads)
     try:
@@ -184,7 +193,7 @@ def resume(
                 config, world, seed=int(spec["seed"]), total_steps=total
             )
             opened.resume(learner)
-            return _train(opened, learner, total, callbacks, sinks, progress)
+            return _train(opened, learner, total, callbacks, sinks, progress, checkpoint_every)
     finally:
         world.close()
 
@@ -232,7 +241,9 @@ def default_threads() -> int:
 def default_folder(method: str, env_id: str, seed: int) -> Path:
     """A fresh folder's name under ./runs."""
     name = "".join(c if c.isalnum() or c in "-._" else "-" for c in env_id)
-    return Path("runs") / f"{method}-{name}-{seed}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = Path("runs") / f"{method}-{name}-{seed}-{datetime.now():%Y%m%d-%H%M%S}"
+    copies = (folder.with_name(f"{folder.name}-{i}") for i in itertools.count(2))
+    return next(path for path in (folder, *itertools.islice(copies, 1000)) if not path.exists())
 
 
 def _environment(run: Run, env: EnvLike | None, num_envs: int, threads: int | None) -> VectorEnv:
@@ -301,12 +312,18 @@ def _train(
     callbacks: Sequence[Callback],
     sinks: Sequence[str],
     progress: bool,
+    checkpoint_every: int | None,
 ) -> Trained:
     clock = _Clock()
     try:
         with _QUICK_HAND_OVER:
             metrics = run.train(
-                learner, total_steps, callbacks=(clock, *callbacks), sinks=sinks, progress=progress
+                learner,
+                total_steps,
+                checkpoint_every=checkpoint_every,
+                callbacks=(clock, *callbacks),
+                sinks=sinks,
+                progress=progress,
             )
     finally:
         learner.close()

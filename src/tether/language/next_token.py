@@ -22,37 +22,37 @@ from tether.objectives import masked_negative_log_likelihood
 class PretrainingConfig(Config):
     """Shape of the model and how it learns; the defaults are those of ``tiny``."""
 
-    vocabulary: int = Field(4096, ge=300, le=65536)
+    vocabulary: int = Field(default=4096, ge=300, le=65536)
     """Tokens of the byte-level BPE vocabulary. More: shorter texts, a larger model. 2k to 50k."""
-    width: int = Field(256, ge=8)
+    width: int = Field(default=256, ge=8)
     """Size of the residual stream; a multiple of heads. Cost grows with its square."""
-    layers: int = Field(4, ge=1)
+    layers: int = Field(default=4, ge=1)
     """Transformer blocks. Cost grows in proportion."""
-    heads: int = Field(4, ge=1)
+    heads: int = Field(default=4, ge=1)
     """Attention heads of each block; width / heads is usually 32 to 128."""
-    feed_forward: int = Field(640, ge=8)
+    feed_forward: int = Field(default=640, ge=8)
     """Width of each block's gated feed-forward layer; usually 2.5 to 4 times the width."""
-    context: int = Field(256, ge=2)
+    context: int = Field(default=256, ge=2)
     """Most tokens the model sees at once."""
-    batch_tokens: int = Field(4096, ge=1)
+    batch_tokens: int = Field(default=4096, ge=1)
     """Tokens of one update. More: steadier but fewer updates. For tiny models 2k to 32k."""
-    learning_rate: float = Field(3e-3, gt=0)
+    learning_rate: float = Field(default=3e-3, gt=0)
     """AdamW's step size at its peak. Tiny models bear 1e-3 to 5e-3, large ones 1e-4."""
-    warmup: float = Field(0.02, ge=0, lt=1)
+    warmup: float = Field(default=0.02, ge=0, lt=1)
     """Share of the budget over which the learning rate rises; then it falls along a cosine."""
-    final_learning_rate: float = Field(0.02, ge=0, le=1)
+    final_learning_rate: float = Field(default=0.02, ge=0, le=1)
     """Where the cosine ends, as a share of the peak. Usually 0 to 0.1."""
-    weight_decay: float = Field(0.1, ge=0)
+    weight_decay: float = Field(default=0.1, ge=0)
     """Pull of matrices to zero. Usually 0 to 0.1."""
-    max_gradient_norm: float = Field(1.0, gt=0)
+    max_gradient_norm: float = Field(default=1.0, gt=0)
     """A longer gradient is shortened to this."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     """Of the matrix products; parameters and their moments are always float32."""
-    updates_per_iteration: int = Field(20, ge=1)
+    updates_per_iteration: int = Field(default=20, ge=1)
     """Updates between two lines of metrics."""
-    evaluate_every: int = Field(10, ge=1)
+    evaluate_every: int = Field(default=10, ge=1)
     """Iterations between two measurements on held-out reviews."""
-    evaluate_reviews: int = Field(200, ge=1)
+    evaluate_reviews: int = Field(default=200, ge=1)
     """Held-out reviews in each measurement; the export measures all of them."""
 
 

@@ -29,7 +29,7 @@ def windows_of(texts: Sequence[str], tokenizer: Any, context: int) -> Windows:
 def next_token_log_probs(
     model: Any, batch: Batch, *, precision: Precision = "float32"
 ) -> torch.Tensor:
-    """log p(token | what came before it in its window) of every real target, in nats, shape (N,).
+    """Ln p(token | what came before it in its window) of every real target, in nats, shape (N,).
 
     For whole windows only: rows begin at position 0 and are padded on the right, so causal
     attention needs no mask.

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-import tyro
 from transformers import PreTrainedTokenizerFast
 
 from tether.arguments import parse, print_json, say
@@ -66,7 +65,7 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenize
         pair=f"{BOS} $A {BOS} $B",
         special_tokens=[(BOS, tokenizer.token_to_id(BOS))],
     )
-    return PreTrainedTokenizerFast(
+    wrapped: PreTrainedTokenizerFast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         pad_token=PAD,
         bos_token=BOS,
@@ -74,6 +73,7 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenize
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )
+    return wrapped
 
 
 def pretrain(
@@ -160,7 +160,8 @@ def export(
     config = PretrainingConfig.load(opened.config)
     state: Any = opened.load()
     tokenizer = _tokenizer(opened, reviews)
-    model = build_model(config, tokenizer, seed=0)
+    # The stubs of PreTrainedModel.to are wrong about its arguments.
+    model: Any = build_model(config, tokenizer, seed=0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.from_numpy(state["model"][name]))
@@ -168,7 +169,10 @@ def export(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     figures = held_out_figures(
-        model.float(), tokenizer, [r.text for r in reviews.held_out], context=config.context
+        model.to(dtype=torch.float32),
+        tokenizer,
+        [r.text for r in reviews.held_out],
+        context=config.context,
     )
     card = {
         "tokens": int(state["tokens"]),
@@ -199,9 +203,7 @@ class Options:
     """Threads of PyTorch; resuming is bit-exact only with the same number."""
     quiet: bool = False
     """Show no progress."""
-    settings: tyro.conf.OmitArgPrefixes[PretrainingConfig] = field(
-        default_factory=PretrainingConfig
-    )
+    settings: PretrainingConfig = field(default_factory=PretrainingConfig)
     """Of a new run."""
 
 

@@ -69,9 +69,9 @@ class GoldScorer:
         A text without a known word gets the same neutral value whatever it says. Scores do not
         depend on what else is in the batch.
         """
-        odds = self.log_odds(texts)
-        # The half-angle form overflows nowhere.
-        return (0.5 * (1.0 + np.tanh(0.5 * odds))).astype(np.float32)
+        # The half-angle form of the sigmoid overflows nowhere.
+        scores: NDArray[np.float32] = 0.5 * (1.0 + np.tanh(0.5 * self.log_odds(texts)))
+        return scores
 
     def log_odds(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """ln(p / (1 - p)) of each text, in nats, shape (N,): a reward that does not saturate."""
@@ -164,7 +164,7 @@ def train_gold(reviews: Sequence[Review]) -> GoldScorer:
         L2-regularized logistic regression, fitted by L-BFGS, on TF-IDF features, as in Wang and
         Manning, "Baselines and Bigrams" (2012), section 2.
     """
-    from sklearn.linear_model import LogisticRegression
+    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
 
     vectorizer = _vectorizer(min_df=GOLD_SETTINGS["min_df"])
     features = vectorizer.fit_transform([review.text for review in reviews])
@@ -221,7 +221,9 @@ def _words(text: str) -> list[str]:
 
 
 def _vectorizer(**settings: Any) -> Any:
-    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.feature_extraction.text import (  # type: ignore[import-untyped]
+        TfidfVectorizer,
+    )
 
     return TfidfVectorizer(
         ngram_range=tuple(GOLD_SETTINGS["ngram_range"]),

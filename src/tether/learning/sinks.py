@@ -1,6 +1,7 @@
 """Sinks besides ``metrics.jsonl``: TensorBoard files, Weights & Biases, trackio."""
 
 import importlib
+import importlib.util
 import os
 import sys
 import time
@@ -32,6 +33,22 @@ class Sink(Protocol):
         ...
 
 
+SINKS: Final = ("tensorboard", "trackio", "wandb")
+
+
+def check_sinks(names: Sequence[str]) -> None:
+    """Raises before anything is written if a sink is unknown or its package is not installed.
+
+    Raises:
+        UserError: names the sink and the extra that brings it.
+    """
+    for name in names:
+        if name not in SINKS:
+            raise UserError(f"unknown metrics sink {name!r}; expected any of {', '.join(SINKS)}")
+        if name != "tensorboard" and importlib.util.find_spec(name) is None:
+            raise UserError(_missing(name))
+
+
 def open_sinks(
     names: Sequence[str], folder: Path, *, created: str, config: Mapping[str, Any], step: int
 ) -> list[Sink]:
@@ -52,9 +69,7 @@ def open_sinks(
         "trackio": lambda: Trackio(folder, created=created, config=config),
         "wandb": lambda: WeightsAndBiases(folder, created=created, config=config),
     }
-    for name in names:
-        if name not in openers:
-            raise UserError(f"unknown metrics sink {name!r}; expected any of {', '.join(openers)}")
+    check_sinks(names)
     opened: list[Sink] = []
     try:
         for name in dict.fromkeys(names):
@@ -195,10 +210,14 @@ def _import_extra(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise UserError(
-            f"the metrics sink {package!r} needs the package {package}; "
-            "install it with: pip install 'tether-rl[track]'"
-        ) from error
+        raise UserError(_missing(package)) from error
+
+
+def _missing(package: str) -> str:
+    return (
+        f"the metrics sink {package!r} needs the package {package}; "
+        "install it with: pip install 'tether-rl[track]'"
+    )
 
 
 @contextmanager

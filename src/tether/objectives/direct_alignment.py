@@ -173,7 +173,7 @@ def kto_reference_point(mismatched_log_ratio: Array, mask: Array | None = None) 
         mask: Boolean, same shape; true where a pair counts.
 
     Returns:
-        A scalar in nats, at least 0, through which no gradient flows.
+        A scalar in nats, at least 0, through which no gradient flows; NaN when nothing counts.
 
     Raises:
         ValueError: When the arrays differ in their number of axes.
@@ -183,7 +183,8 @@ def kto_reference_point(mismatched_log_ratio: Array, mask: Array | None = None) 
     """
     xp = namespace(mismatched_log_ratio)
     mean = masked_mean(detach(mismatched_log_ratio), mask)
-    return xp.where(mean > 0, mean, xp.zeros_like(mean))
+    # Asked this way round, NaN stays NaN and is seen.
+    return xp.where(mean < 0, xp.zeros_like(mean), mean)
 
 
 def unlikelihood(

@@ -28,6 +28,7 @@ from pydantic import Field, model_validator
 from tether import objectives
 from tether.control.learner import OnPolicyConfig, OnPolicyLearner
 from tether.control.networks import Network, forward, init_network
+from tether.control.optimizer import adam, descend, moments_from_state, moments_to_state
 from tether.control.policy import (
     PolicyParameters,
     PolicySpec,
@@ -38,6 +39,8 @@ from tether.control.rollout import Rollout
 from tether.learning.learner import Metrics, State
 
 Array = Any
+
+_explained_variance = jax.jit(objectives.explained_variance)
 
 
 class PPOConfig(OnPolicyConfig):
@@ -106,8 +109,28 @@ class PPO(OnPolicyLearner):
         # al., section 3.5), which together are worth a factor of three on HalfCheetah.
         "default": {},
         # Schulman et al. 2017, table 3, with the normalization, annealing and gradient clipping of
-        # OpenAI Baselines' ppo2 for MuJoCo.
-        "paper": {"initial_log_std": 0.0, "recompute_advantage": False},
+        # OpenAI Baselines' ppo2 for MuJoCo. The paper's horizon of 2048 transitions is collected by
+        # 32 environments at once. Every field stands here, so no change of a default moves it.
+        "paper": {
+            "num_envs": 32,
+            "steps_per_iteration": 2048,
+            "gamma": 0.99,
+            "lam": 0.95,
+            "hidden": (64, 64),
+            "initial_log_std": 0.0,
+            "normalize_observation": True,
+            "normalize_reward": True,
+            "epsilon": 0.2,
+            "epochs": 10,
+            "minibatch_size": 64,
+            "learning_rate": 3e-4,
+            "anneal": True,
+            "adam_epsilon": 1e-5,
+            "max_grad_norm": 0.5,
+            "entropy_coefficient": 0.0,
+            "value_epsilon": None,
+            "recompute_advantage": False,
+        },
     }
 
     def init(self, rng: np.random.Generator) -> None:
@@ -136,16 +159,16 @@ class PPO(OnPolicyLearner):
     def method_state(self) -> State:
         return {
             "critic": network_to_state(self.critic),
-            "actor_moments": _leaves(self._actor_moments),
-            "critic_moments": _leaves(self._critic_moments),
+            "actor_moments": moments_to_state(self._actor_moments),
+            "critic_moments": moments_to_state(self._critic_moments),
         }
 
     def restore_method(self, state: State) -> None:
         restored: Any = state
         self.actor = self.policy.parameters
         self.critic = network_from_state(restored["critic"])
-        self._actor_moments = _from_leaves(self._actor_moments, restored["actor_moments"])
-        self._critic_moments = _from_leaves(self._critic_moments, restored["critic_moments"])
+        self._actor_moments = moments_from_state(self._actor_moments, restored["actor_moments"])
+        self._critic_moments = moments_from_state(self._critic_moments, restored["critic_moments"])
 
     def close(self) -> None:
         self._critic_thread.shutdown()
@@ -192,7 +215,7 @@ class PPO(OnPolicyLearner):
                 if not waiting.done():
                     waiting.set_exception(error)
             raise
-        explained = objectives.explained_variance(first.value, first.target)
+        explained = _explained_variance(first.value, first.target)
         return {
             **{name: float(value) for name, value in metrics.items()},
             "value/explained_variance": float(explained),
@@ -223,19 +246,7 @@ _COMPILING = threading.Lock()
 def _compiled(config: PPOConfig, spec_json: str) -> Compiled:
     # Spaces cannot be hashed, their JSON can.
     spec = PolicySpec.from_json(json.loads(spec_json))
-    # One flat vector per optimizer: Adam on a dozen small arrays is a dozen small kernels.
-    transforms = [optax.scale_by_adam(eps=config.adam_epsilon)]
-    if config.max_grad_norm is not None:
-        transforms.insert(0, optax.clip_by_global_norm(config.max_grad_norm))
-    optimizer = optax.flatten(optax.chain(*transforms))
-
-    def descend(
-        loss: Callable[[Any], Any], parameters: Any, moments: Any, rate: Array
-    ) -> tuple[Any, Any, Any]:
-        (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(parameters)
-        update, moments = optimizer.update(gradient, moments, parameters)
-        parameters = jax.tree.map(lambda p, u: p - rate * u, parameters, update)
-        return parameters, moments, (metrics, optax.global_norm(gradient))
+    optimizer = adam(config.adam_epsilon, config.max_grad_norm)
 
     def estimate(critic: Network, data: Data) -> Estimate:
         value = forward(critic, data.observation)[:, 0]
@@ -312,7 +323,7 @@ def _compiled(config: PPOConfig, spec_json: str) -> Compiled:
 
         def step(carry: Any, rows: Array) -> Any:
             loss = lambda p: actor_loss(p, data, old, advantage, rows)  # noqa: E731
-            actor, moments, (metrics, norm) = descend(loss, carry[0], carry[1], rate)
+            actor, moments, metrics, norm = descend(optimizer, loss, carry[0], carry[1], rate)
             return (actor, moments), {**metrics, "policy/gradient_norm": norm}
 
         (actor, moments), metrics = jax.lax.scan(step, (actor, moments), order)
@@ -323,7 +334,7 @@ def _compiled(config: PPOConfig, spec_json: str) -> Compiled:
     ) -> tuple[Network, Any, dict[str, Array]]:
         def step(carry: Any, rows: Array) -> Any:
             loss = lambda p: critic_loss(p, data, first, rows)  # noqa: E731
-            critic, moments, (metrics, norm) = descend(loss, carry[0], carry[1], rate)
+            critic, moments, metrics, norm = descend(optimizer, loss, carry[0], carry[1], rate)
             return (critic, moments), {**metrics, "value/gradient_norm": norm}
 
         (critic, moments), metrics = jax.lax.scan(step, (critic, moments), order)
@@ -351,12 +362,3 @@ def batch(rollout: Rollout) -> Data:
         cut_observation=jnp.asarray(rollout.cut_observation),
         cut_index=jnp.asarray(rollout.cut_index),
     )
-
-
-def _leaves(tree: Any) -> State:
-    return {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
-
-
-def _from_leaves(template: Any, leaves: dict[str, np.ndarray]) -> Any:
-    ordered = [leaves[str(i)] for i in range(len(leaves))]
-    return jax.tree.unflatten(jax.tree.structure(template), ordered)
