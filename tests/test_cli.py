@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,14 @@ sys.path.insert(0, str(CONTROL))
 
 from comparisons import assert_equal_runs  # noqa: E402
 
-OFTEN = str(Path(__file__).with_name("often.py"))
+# A background job's SIGINT is ignored, and its children inherit that.
+TETHER = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from tether.cli import main
+sys.exit(main())
+"""
+OFTEN = ["--checkpoint-every", "512"]
 CARTPOLE = ["train", "ppo", "--env", "CartPole-v1"]
 TINY = ["--num-envs", "4", "--steps-per-iteration", "128", "--minibatch-size", "32"]
 TINY += ["--epochs", "2", "--hidden", "8"]
@@ -60,13 +68,13 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "PYTHONPATH": str(CONTROL),
+        "PYTHONPATH": os.pathsep.join([str(CONTROL), os.environ.get("PYTHONPATH", "")]),
     }
 
 
-def start(environment: dict[str, str], *command: object) -> subprocess.Popen[str]:
+def start(environment: dict[str, str], *arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, *map(str, command)],
+        [sys.executable, "-c", TETHER, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -74,25 +82,29 @@ def start(environment: dict[str, str], *command: object) -> subprocess.Popen[str
     )
 
 
-def wait_until_it_learns(child: subprocess.Popen[str], *runs: Path) -> None:
-    """Waits for the next line of each run's metrics."""
-    files = [run / "metrics.jsonl" for run in runs]
-    before = [file.stat().st_size if file.exists() else 0 for file in files]
+def wait_until(child: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
-    while any(
-        not file.exists() or file.stat().st_size == size
-        for file, size in zip(files, before, strict=True)
-    ):
+    while not condition():
         assert child.poll() is None, child.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
+def learns(*runs: Path) -> Callable[[], bool]:
+    """Whether every one of these new runs has written its first measurements."""
+    files = [run / "metrics.jsonl" for run in runs]
+    return lambda: all(file.exists() and file.stat().st_size > 0 for file in files)
+
+
+def newest_checkpoint(run: Path) -> int:
+    """Steps at which the newest checkpoint was saved."""
+    steps: int = load_checkpoint(Run.open(run).checkpoints()[0])[1]["steps"]
+    return steps
+
+
 def test_train_then_everything_else(environment: dict[str, str], tmp_path: Path, tether_) -> None:
     run = tmp_path / "run"
-    child = start(
-        environment, "-m", "tether", *CARTPOLE, *TINY, "--total-steps", 600, "--out", run, "--json"
-    )
+    child = start(environment, *CARTPOLE, *TINY, "--total-steps", 600, "--out", run, "--json")
     out, err = child.communicate(timeout=60)
     assert child.returncode == 0, err
     trained = json.loads(out)  # stdout is that line alone
@@ -193,7 +205,7 @@ MISTAKES = {
     "value": ([*CARTPOLE, "--config", "value.toml"], "epochs is 0; expected greater than"),
     "out": ([*CARTPOLE, "--out", "full"], "full"),
     "no run": (["resume", "nowhere"], "there is no run folder nowhere"),
-    "run": (["evaluate"], "RUN"),
+    "run": (["evaluate"], "PATH The run's folder. (required)"),
     "no run to plot": (["plot"], "no runs given; usage: tether plot RUN..."),
     "sinks": ([*CARTPOLE, "--sinks", "paper"], "'paper'"),
 }
@@ -230,9 +242,7 @@ def test_an_environment_that_gives_nan_is_the_users_and_one_that_crashes_is_told
     (line,) = done.err.splitlines()
     assert line.startswith("tether: Faulty-v0 returned nan in its reward at step 156")
     crash = '{"fault": "crash", "at": 3}'
-    child = start(
-        environment, "-m", "tether", *faulty, "--env-kwargs", crash, "--out", tmp_path / "c"
-    )
+    child = start(environment, *faulty, "--env-kwargs", crash, "--out", tmp_path / "c")
     out, err = child.communicate(timeout=60)
     assert (child.returncode, out) == (1, "")
     assert "Traceback" in err
@@ -244,25 +254,25 @@ def test_interrupted_killed_three_times_and_resumed_equals_never_stopped(
 ) -> None:
     run, chance = tmp_path / "killed", random.Random(0)
     settings = [*TINY, "--no-anneal", "--seed", 3, "--quiet"]
-    child = start(environment, OFTEN, *CARTPOLE, *settings, "--total-steps", 10**8, "--out", run)
-    wait_until_it_learns(child, run)
+    child = start(environment, *CARTPOLE, *settings, "--total-steps", 10**8, "--out", run)
+    wait_until(child, learns(run))
     child.send_signal(signal.SIGINT)
     err = child.communicate(timeout=60)[1]
     assert child.returncode == 130, err
     assert err.splitlines()[-1].endswith(f"checkpoint saved; go on with: tether resume {run}")
     saved = read_metrics(run)[-1]["step"]
-    assert load_checkpoint(Run.open(run).checkpoints()[0])[1]["steps"] == saved > 0
+    assert newest_checkpoint(run) == saved > 0
 
+    newest = saved
     for _ in range(3):
-        child = start(environment, OFTEN, "resume", run, "--quiet")
-        wait_until_it_learns(child, run)
-        time.sleep(chance.uniform(0.0, 0.5))
+        child = start(environment, "resume", run, "--quiet", *OFTEN)
+        wait_until(child, lambda before=newest: newest_checkpoint(run) > before)
+        time.sleep(chance.uniform(0.0, 0.4))
         assert child.poll() is None
         child.kill()
         child.communicate()
+        newest = newest_checkpoint(run)
     steps = int(read_metrics(run)[-1]["step"])
-    newest = load_checkpoint(Run.open(run).checkpoints()[0])[1]["steps"]
-    # It was killed beyond the checkpoint it will go on from, and that is not where it was stopped.
     assert saved < newest <= steps
 
     total = (steps // 128 + 4) * 128
@@ -279,15 +289,16 @@ def test_ctrl_c_stops_every_seed_with_a_checkpoint(
 ) -> None:
     folder = tmp_path / "seeds"
     child = start(
-        environment, OFTEN, *CARTPOLE, *TINY, "--quiet", "--seeds", "0,1", "--out", folder,
+        environment, *CARTPOLE, *TINY, "--quiet", "--seeds", "0,1", "--out", folder,
         "--total-steps", 10**8,
     )  # fmt: skip
-    wait_until_it_learns(child, folder / "seed-0", folder / "seed-1")
+    wait_until(child, learns(folder / "seed-0", folder / "seed-1"))
     child.send_signal(signal.SIGINT)
     err = child.communicate(timeout=60)[1]
     assert child.returncode == 130, err
-    assert err == f"interrupted; checkpoints saved; go on with: tether resume {folder}/seed-...\n"
+    assert err.splitlines()[-1] == (
+        f"interrupted; checkpoints saved; go on with: tether resume {folder}/seed-..."
+    )
     for seed in (0, 1):
-        run = Run.open(folder / f"seed-{seed}")
-        steps = load_checkpoint(run.checkpoints()[0])[1]["steps"]
-        assert steps == read_metrics(run.path)[-1]["step"]
+        run = folder / f"seed-{seed}"
+        assert newest_checkpoint(run) == read_metrics(run)[-1]["step"]

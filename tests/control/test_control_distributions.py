@@ -155,7 +155,7 @@ def every_stored_action(head: ActionHead, rng: np.random.Generator) -> Iterator[
         return
     sizes = head.sizes or (2,) * head.outputs
     everything = np.array(list(itertools.product(*map(range, sizes))), np.int32)
-    yield everything
+    yield everything.astype(head.dtype)
 
 
 @pytest.mark.parametrize("space", DISCRETE_SPACES + BOXES, ids=names)
@@ -164,7 +164,6 @@ def test_environments_get_members_of_their_space(
 ) -> None:
     head = action_head(space)
     for stored in every_stored_action(head, rng):
-        stored = stored.astype(head.dtype)
         actions = head.to_environment(stored)
         assert actions.shape == (len(stored), *space.shape)
         assert actions.dtype == space.dtype

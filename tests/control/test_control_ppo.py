@@ -145,8 +145,8 @@ def test_the_threads_do_what_the_written_order_says(recompute: bool) -> None:
     step = compiled(plain.config, plain.spec)
     for _ in range(2):
         threaded.iterate()
-        data = batch(plain.collector.collect(32))
         rate = np.float32(0.01 * (1 - plain.steps / 100_000))
+        data = batch(plain.collector.collect(32))
         orders = [
             np.int32([plain.rng.permutation(128) for _ in range(3)]).reshape(3, 4, 32)
             for _ in range(2)

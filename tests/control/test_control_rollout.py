@@ -148,7 +148,11 @@ def test_episodes_are_counted_as_gymnasium_counts_them(env: str) -> None:
     for horizon in (16, 1, 50, 7):
         rollout = learner.collector.collect(horizon)
         ours += zip(rollout.episode_returns, rollout.episode_lengths, strict=True)
-    theirs = [episode for world in made for episode in zip(world.return_queue, world.length_queue)]
+    theirs = [
+        episode
+        for world in made
+        for episode in zip(world.return_queue, world.length_queue, strict=True)
+    ]
     assert len(ours) == len(theirs) > 4
     np.testing.assert_allclose(sorted(ours), sorted(theirs), rtol=1e-6, atol=1e-6)
 
@@ -161,11 +165,10 @@ def test_episodes_are_counted_as_gymnasium_counts_them(env: str) -> None:
 def test_nan_and_infinity_are_told_with_place_and_time(fault: str, at: int, value: float) -> None:
     count = itertools.count()
     learner = learner_of(lambda: Faulty(fault, value, at if next(count) == 1 else -1))
-    collected = 0
+    for _ in range((at - 1) // 8):
+        learner.collector.collect(8)
     with pytest.raises(BadEnvironmentError) as caught:
-        for collected in range(3):
-            learner.collector.collect(8)
-    assert collected == (at - 1) // 8
+        learner.collector.collect(8)
     step = 2 * (at - 1) + 1
     assert str(caught.value).startswith(
         f"Faulty returned {value} in its {fault} at step {step} (environment 1);"
@@ -178,7 +181,7 @@ def test_a_bad_reset_is_told_too() -> None:
             return super().reset(seed=seed)[0] * np.float32(np.nan), {}
 
     with pytest.raises(
-        BadEnvironmentError, match="nan in its observation at step 0 .environment 0"
+        BadEnvironmentError, match=r"nan in its observation at step 0 \(environment 0"
     ):
         learner_of(Born).collector.collect(8)
 

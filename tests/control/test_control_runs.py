@@ -78,17 +78,9 @@ def test_predict_is_the_network_over_normalized_observations(cheetah: Trained) -
 
 
 @pytest.mark.parametrize(
-    ("observation", "words"),
-    [
-        (np.zeros(16), "expects? "),
-        (np.zeros((2, 3, 17)), "pass one observation"),
-        ("forward", "pass one observation"),
-        ({"a": 1}, "pass one observation"),
-    ],
+    "observation", [np.zeros(16), np.zeros((2, 3, 17)), np.zeros((4, 5)), "forward", {"a": 1}]
 )
-def test_an_observation_that_does_not_fit_is_told(
-    cheetah: Trained, observation: Any, words: str
-) -> None:
+def test_an_observation_that_does_not_fit_is_told(cheetah: Trained, observation: Any) -> None:
     with pytest.raises(UserError, match="observation") as caught:
         tether.load(cheetah.run).predict(observation)
     assert "\n" not in str(caught.value)
@@ -152,7 +144,9 @@ def test_a_run_from_a_function_says_what_it_needs(tmp_path: Path) -> None:
     out = tmp_path / "run"
     tether.train("ppo", CopyDict, total_steps=128, out=out, **TINY)
     for attempt in (tether.resume, tether.evaluate_run):
-        with pytest.raises(UserError, match="made from a function.*pass the same function as env="):
+        with pytest.raises(
+            UserError, match=r"made from a function.*pass the same function as env="
+        ):
             attempt(out)
     assert tether.resume(out, env=CopyDict, total_steps=256, progress=False).steps == 256
     assert len(tether.evaluate_run(out, env=CopyDict, episodes=3).returns) == 3
@@ -307,6 +301,7 @@ def test_a_film_shows_the_policy_at_work(
     assert "WARNING" not in capfd.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:.*render_mode")
 @pytest.mark.usefixtures("screenless")
 def test_films_that_cannot_be_made_are_told(
     cheetah: Trained, pairs: Trained, tmp_path: Path

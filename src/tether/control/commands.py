@@ -96,6 +96,8 @@ class ResumeOptions:
     """The run's folder."""
     total_steps: int | None = None
     """A new budget of environment steps; the run's own if not given."""
+    checkpoint_every: int | None = None
+    """Save whenever training passes a multiple of so many steps, beside once a minute."""
     threads: int | None = None
     """Physics threads; all cores up to 8 if not given."""
     json: bool = False
@@ -110,6 +112,7 @@ def resume(arguments: Sequence[str]) -> None:
     trained = training.resume(
         options.run,
         total_steps=options.total_steps,
+        checkpoint_every=options.checkpoint_every,
         threads=options.threads,
         progress=not options.quiet,
     )
