@@ -1,1 +1,0 @@
-"""Language: aligning causal language models with people, in PyTorch."""
