@@ -124,7 +124,7 @@ def test_a_policy_needs_neither_jax_nor_mujoco_nor_its_environment(
                  sampled=sampled, of_dicts=of_dicts)
     """)
     command = [sys.executable, "-c", script, str(cheetah.run), str(pairs.run), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     theirs = np.load(tmp_path / "out.npz")
     ours = cheetah.policy
@@ -349,7 +349,7 @@ def test_no_renderer_is_one_clear_line(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
