@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,9 @@ OFTEN = ["--checkpoint-every", "512"]
 CARTPOLE = ["train", "ppo", "--env", "CartPole-v1"]
 TINY = ["--num-envs", "4", "--steps-per-iteration", "128", "--minibatch-size", "32"]
 TINY += ["--epochs", "2", "--hidden", "8"]
+
+
+Start = Callable[..., subprocess.Popen[str]]
 
 
 class Outcome:
@@ -72,18 +75,30 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
-def start(environment: dict[str, str], *arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", TETHER, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
+@pytest.fixture
+def start(environment: dict[str, str]) -> Iterator[Start]:
+    """Starts the command in a process of its own, which does not outlive the test."""
+    children: list[subprocess.Popen[str]] = []
+
+    def call(*arguments: object) -> subprocess.Popen[str]:
+        child = subprocess.Popen(
+            [sys.executable, "-c", TETHER, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        children.append(child)
+        return child
+
+    yield call
+    for child in children:
+        child.kill()
+        child.communicate()
 
 
 def wait_until(child: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not condition():
         assert child.poll() is None, child.communicate()[1]
         assert time.monotonic() < deadline
@@ -102,10 +117,10 @@ def newest_checkpoint(run: Path) -> int:
     return steps
 
 
-def test_train_then_everything_else(environment: dict[str, str], tmp_path: Path, tether_) -> None:
+def test_train_then_everything_else(start: Start, tmp_path: Path, tether_) -> None:
     run = tmp_path / "run"
-    child = start(environment, *CARTPOLE, *TINY, "--total-steps", 600, "--out", run, "--json")
-    out, err = child.communicate(timeout=60)
+    child = start(*CARTPOLE, *TINY, "--total-steps", 600, "--out", run, "--json")
+    out, err = child.communicate(timeout=120)
     assert child.returncode == 0, err
     trained = json.loads(out)  # stdout is that line alone
     rows = read_metrics(run)
@@ -234,7 +249,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 
 
 def test_an_environment_that_gives_nan_is_the_users_and_one_that_crashes_is_told_in_full(
-    environment: dict[str, str], tether_, tmp_path: Path
+    start: Start, tether_, tmp_path: Path
 ) -> None:
     faulty = ["train", "ppo", "--env", "toy_environments:Faulty-v0", *TINY, "--quiet"]
     done = tether_(*faulty, "--env-kwargs", '{"at": 40}', "--out", "run")
@@ -242,22 +257,22 @@ def test_an_environment_that_gives_nan_is_the_users_and_one_that_crashes_is_told
     (line,) = done.err.splitlines()
     assert line.startswith("tether: Faulty-v0 returned nan in its reward at step 156")
     crash = '{"fault": "crash", "at": 3}'
-    child = start(environment, *faulty, "--env-kwargs", crash, "--out", tmp_path / "c")
-    out, err = child.communicate(timeout=60)
+    child = start(*faulty, "--env-kwargs", crash, "--out", tmp_path / "c")
+    out, err = child.communicate(timeout=120)
     assert (child.returncode, out) == (1, "")
     assert "Traceback" in err
     assert err.endswith("RuntimeError: the robot fell off the table\n")
 
 
 def test_interrupted_killed_three_times_and_resumed_equals_never_stopped(
-    environment: dict[str, str], tether_, tmp_path: Path
+    start: Start, tether_, tmp_path: Path
 ) -> None:
     run, chance = tmp_path / "killed", random.Random(0)
     settings = [*TINY, "--no-anneal", "--seed", 3, "--quiet"]
-    child = start(environment, *CARTPOLE, *settings, "--total-steps", 10**8, "--out", run)
+    child = start(*CARTPOLE, *settings, "--total-steps", 10**8, "--out", run)
     wait_until(child, learns(run))
     child.send_signal(signal.SIGINT)
-    err = child.communicate(timeout=60)[1]
+    err = child.communicate(timeout=120)[1]
     assert child.returncode == 130, err
     assert err.splitlines()[-1].endswith(f"checkpoint saved; go on with: tether resume {run}")
     saved = read_metrics(run)[-1]["step"]
@@ -265,7 +280,7 @@ def test_interrupted_killed_three_times_and_resumed_equals_never_stopped(
 
     newest = saved
     for _ in range(3):
-        child = start(environment, "resume", run, "--quiet", *OFTEN)
+        child = start("resume", run, "--quiet", *OFTEN)
         wait_until(child, lambda before=newest: newest_checkpoint(run) > before)
         time.sleep(chance.uniform(0.0, 0.4))
         assert child.poll() is None
@@ -284,17 +299,14 @@ def test_interrupted_killed_three_times_and_resumed_equals_never_stopped(
     assert_equal_runs(run, straight)
 
 
-def test_ctrl_c_stops_every_seed_with_a_checkpoint(
-    environment: dict[str, str], tmp_path: Path
-) -> None:
+def test_ctrl_c_stops_every_seed_with_a_checkpoint(start: Start, tmp_path: Path) -> None:
     folder = tmp_path / "seeds"
-    child = start(
-        environment, *CARTPOLE, *TINY, "--quiet", "--seeds", "0,1", "--out", folder,
+    child = start(*CARTPOLE, *TINY, "--quiet", "--seeds", "0,1", "--out", folder,
         "--total-steps", 10**8,
     )  # fmt: skip
     wait_until(child, learns(folder / "seed-0", folder / "seed-1"))
     child.send_signal(signal.SIGINT)
-    err = child.communicate(timeout=60)[1]
+    err = child.communicate(timeout=120)[1]
     assert child.returncode == 130, err
     assert err.splitlines()[-1] == (
         f"interrupted; checkpoints saved; go on with: tether resume {folder}/seed-..."

@@ -7,7 +7,9 @@ import io
 import json
 import re
 import sys
+import tomllib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
@@ -45,6 +47,30 @@ def parse(
         if not stop.code:
             raise
         raise UserError(f"{_one_line(said.getvalue())}; see {prog} --help") from None
+
+
+def peek(arguments: Sequence[str], option: str) -> str | None:
+    """The value of one option, such as ``"--config"``, before the rest can be parsed."""
+    for i, word in enumerate(arguments):
+        if word == option and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if word.startswith(option + "="):
+            return word.removeprefix(option + "=")
+    return None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The settings in a file given as --config.
+
+    Raises:
+        UserError: it cannot be read, or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read --config {path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"--config {path} is not valid TOML: {error}") from error
 
 
 def print_json(result: dict[str, Any]) -> None:

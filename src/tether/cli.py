@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from tether.errors import Interrupted, UserError
@@ -30,12 +32,28 @@ COMMANDS: dict[str, Command] = {
     "train": Command(
         "METHOD --env ID", "train a policy in an environment", "tether.control.commands:train"
     ),
-    "resume": Command(
-        "RUN", "go on with a run, bit for bit where it stopped", "tether.control.commands:resume"
-    ),
+    "resume": Command("RUN", "go on with a run, bit for bit where it stopped", "tether.cli:resume"),
     "evaluate": Command(
         "RUN", "run whole episodes with a run's policy", "tether.control.commands:evaluate"
     ),
+    "sft": Command(
+        "--model M --data D", "tune a language model on answers", "tether.language.commands:sft"
+    ),
+    "reward": Command(
+        "--model M --data D",
+        "learn a reward model from comparisons",
+        "tether.language.commands:reward",
+    ),
+    "rlhf": Command(
+        "--model M --reward R", "PPO on a reward model's scores", "tether.language.commands:rlhf"
+    ),
+    "dpo": Command(
+        "--model M --data D", "learn from comparisons directly", "tether.language.commands:dpo"
+    ),
+    "generate": Command(
+        "MODEL --prompt P", "let a model or a run speak", "tether.language.conversing:generate"
+    ),
+    "chat": Command("MODEL", "talk with a model or a run", "tether.language.conversing:chat"),
     "plot": Command("RUN...", "draw learning curves", "tether.learning.commands:plot"),
     "methods": Command("", "list the methods", "tether.control.commands:methods"),
     "envs": Command("", "list the environments", "tether.control.commands:envs"),
@@ -43,8 +61,13 @@ COMMANDS: dict[str, Command] = {
 }
 
 
-# What the extra brings; another module that is missing is the user's own, or a defect.
-_CONTROL_PACKAGES = frozenset({"av", "gymnasium", "jax", "jaxlib", "mujoco", "optax"})
+# What each extra brings; another module that is missing is the user's own, or a defect.
+_EXTRAS = {
+    "control": frozenset({"av", "gymnasium", "jax", "jaxlib", "mujoco", "optax"}),
+    "language": frozenset(
+        {"datasets", "jinja2", "peft", "pyarrow", "sklearn", "tokenizers", "torch", "transformers"}
+    ),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,11 +88,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tether: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        if error.name not in _CONTROL_PACKAGES:
+        extra = next((name for name, packages in _EXTRAS.items() if error.name in packages), None)
+        if extra is None:
             raise
         print(
             f"tether: `tether {arguments[0]}` needs {error.name}, which is not installed; "
-            "run: pip install 'tether-rl[control]'",
+            f"run: pip install 'tether-rl[{extra}]'",
             file=sys.stderr,
         )
         return 2
@@ -84,6 +108,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 1
     return 0
+
+
+def resume(arguments: Sequence[str]) -> None:
+    """`tether resume RUN`: hands over to the half of the house that the run belongs to."""
+    half = "control"
+    for word in arguments:
+        try:
+            record = json.loads((Path(word) / "run.json").read_bytes())
+            half = "language" if record["spec"].get("room") == "language" else "control"
+            break
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            # Not a run's folder, or a damaged one: the command itself says so best.
+            continue
+    importlib.import_module(f"tether.{half}.commands").resume(arguments)
 
 
 def _find(name: str):  # type: ignore[no-untyped-def]

@@ -223,6 +223,36 @@ def test_seeds_side_by_side_are_the_seeds_alone(tmp_path: Path, cheetah: Trained
     assert summary["steps"] == 3 * 512
 
 
+def test_seeds_may_make_their_environments_at_the_same_moment(tmp_path: Path) -> None:
+    # In a process of its own: where MuJoCo's listener is changed by two threads at once it aborts.
+    script = textwrap.dedent("""
+        import threading
+        from tether.control.envs import make
+
+        def work():
+            for _ in range(25):
+                make("HalfCheetah-v5", 1).close()
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        import mujoco
+        assert mujoco.get_mju_user_warning() is None
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_one_seed_that_fails_stops_the_others(tmp_path: Path) -> None:
     (tmp_path / "seed-1").mkdir()
     (tmp_path / "seed-1" / "precious.txt").touch()

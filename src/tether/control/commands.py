@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from tether.arguments import parse, print_json, say
+from tether.arguments import parse, peek, print_json, read_toml, say
 from tether.control import training
 from tether.control.evaluation import EVALUATION_SEED
 from tether.control.methods import METHODS, find_method
@@ -61,10 +60,10 @@ def train(arguments: Sequence[str]) -> None:
         raise UserError("no METHOD given")
     method, rest = arguments[0], arguments[1:]
     learner = find_method(method)
-    preset, file = _peek(rest, "--preset") or "default", _peek(rest, "--config")
+    preset, file = peek(rest, "--preset") or "default", peek(rest, "--config")
     settings: dict[str, Any] = {}
     if file is not None:
-        settings = _read_toml(Path(file))
+        settings = read_toml(Path(file))
     base = training.configure(method, preset, settings)
     options, config = _parse_train(method, learner.config_class, base, rest)
     kwargs = _json_object(options.env_kwargs)
@@ -247,25 +246,6 @@ def _report(trained: training.Trained, as_json: bool) -> None:
     )
     if as_json:
         print_json(summary)
-
-
-def _peek(arguments: Sequence[str], option: str) -> str | None:
-    """The value of one option, before the rest can be parsed."""
-    for i, word in enumerate(arguments):
-        if word == option and i + 1 < len(arguments):
-            return arguments[i + 1]
-        if word.startswith(option + "="):
-            return word.removeprefix(option + "=")
-    return None
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read --config {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is not valid TOML: {error}") from error
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -204,6 +204,11 @@ def load(run: str | Path) -> Policy:
     Needs neither the environment nor, unless the policy looks at images, JAX.
     """
     opened = Run.open(run)
+    if "policy" not in opened.spec:
+        raise UserError(
+            f"run {run} is one of {opened.method}, which has no policy for an environment; a "
+            "language model is loaded by tether.language.training.load_language_model"
+        )
     state: Any = opened.load()
     return Policy.from_state(PolicySpec.from_json(opened.spec["policy"]), state["policy"])
 

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import os
 import sys
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -222,6 +223,11 @@ def _flat(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+# MuJoCo has one listener for the whole process, and aborts when two threads change it under a model
+# that is being loaded; several seeds make their environments at the same moment.
+_LISTENING = threading.RLock()
+
+
 @contextlib.contextmanager
 def _quiet_models(entry_points: list[str]) -> Iterator[None]:
     """Keep MuJoCo from writing MUJOCO_LOG.TXT about Gymnasium's own model files.
@@ -244,12 +250,13 @@ def _quiet_models(entry_points: list[str]) -> Iterator[None]:
         ) from error
 
     said: list[str] = []
-    previous = mujoco.get_mju_user_warning()
-    mujoco.set_mju_user_warning(said.append)
-    try:
-        yield
-    finally:
-        mujoco.set_mju_user_warning(previous)
+    with _LISTENING:
+        previous = mujoco.get_mju_user_warning()
+        mujoco.set_mju_user_warning(said.append)
+        try:
+            yield
+        finally:
+            mujoco.set_mju_user_warning(previous)
     for text in said:
         if "settotalmass" not in text:
             warnings.warn(text, stacklevel=2)

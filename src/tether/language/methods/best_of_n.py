@@ -1,0 +1,210 @@
+"""Best of n: no learning at all. Sample n completions, keep the one a scorer likes most.
+
+It spends time at every answer instead of once in training, and moves from the reference by a known
+divergence, which makes it the yardstick of RLHF and of over-optimization.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tether.errors import UserError
+from tether.language.generation import generate
+from tether.language.models import LanguageModel
+from tether.language.tokens import Completion
+
+Scorer: TypeAlias = Callable[[Sequence[Completion]], ArrayLike]
+"""One number for each completion, higher is better; a `RewardModel` is one."""
+
+
+class BestOfN(NamedTuple):
+    """What :func:`best_of_n` sampled, for P prompts.
+
+    Attributes:
+        completions: the winner of each prompt.
+        scores: its score; (P,).
+        candidates: all n of each prompt.
+        candidate_scores: their scores; (P, n).
+    """
+
+    completions: list[Completion]
+    scores: NDArray[np.float64]
+    candidates: list[list[Completion]]
+    candidate_scores: NDArray[np.float64]
+
+
+def best_of_n(
+    language_model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    scorer: Scorer,
+    n: int,
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 64,
+    stop_ids: Sequence[int] | None = None,
+) -> BestOfN:
+    """Samples n completions of each prompt and keeps the one that scores highest.
+
+    Args:
+        language_model: what to sample from.
+        prompts: token ids of P prompts.
+        scorer: what to maximize; see :func:`score_texts` for one that reads text.
+        n: completions of each prompt. More: a higher score, at :func:`best_of_n_kl` of divergence.
+        max_new_tokens: most tokens of a completion.
+        temperature: divides the logits.
+        seed: completion j of prompt i depends on (seed, i, j) alone, so a larger n adds to the
+            candidates of a smaller one.
+        batch_size: rows decoded at once.
+        stop_ids: tokens that end a completion; None: the model's own.
+
+    Raises:
+        UserError: n below 1, a setting :func:`tether.language.generation.generate` refuses, or
+            scores that are not one finite number for each completion.
+
+    Source:
+        Stiennon et al., "Learning to summarize from human feedback" (2020), section 4.3; Nakano et
+        al., "WebGPT" (2021), section 3.2, "rejection sampling (best-of-n)".
+    """
+    if n < 1:
+        raise UserError(f"n is {n}; expected at least 1 completion to choose from")
+    seeds = [
+        int(np.random.SeedSequence([seed, i, j]).generate_state(1, np.uint64)[0])
+        for i in range(len(prompts))
+        for j in range(n)
+    ]
+    sampled = generate(
+        language_model,
+        [prompt for prompt in prompts for _ in range(n)],
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seeds=seeds,
+        batch_size=batch_size,
+        stop_ids=stop_ids,
+    )
+    scores = np.asarray(scorer(sampled), np.float64)
+    if scores.shape != (len(sampled),):
+        raise UserError(
+            f"the scorer gave shape {scores.shape} for {len(sampled)} completions; expected one "
+            "number for each"
+        )
+    if not np.isfinite(scores).all():
+        raise UserError(
+            f"the scorer gave {scores[~np.isfinite(scores)][0]}; expected finite numbers"
+        )
+    scores = scores.reshape(len(prompts), n)
+    candidates = [sampled[i * n : (i + 1) * n] for i in range(len(prompts))]
+    best = scores.argmax(axis=1)
+    return BestOfN(
+        [row[place] for row, place in zip(candidates, best, strict=True)],
+        scores[np.arange(len(prompts)), best],
+        candidates,
+        scores,
+    )
+
+
+def score_texts(
+    tokenizer: Any,
+    function: Callable[[Sequence[str]], ArrayLike],
+    *,
+    with_prompt: bool = True,
+) -> Scorer:
+    """A scorer of completions from a function of texts, such as a sentiment classifier.
+
+    Args:
+        tokenizer: turns ids back into text; special tokens are left out.
+        function: scores a list of texts.
+        with_prompt: let it read the prompt too, as one text with the completion.
+    """
+
+    def score(completions: Sequence[Completion]) -> ArrayLike:
+        texts = [
+            tokenizer.decode(
+                [*(item.prompt_ids if with_prompt else ()), *item.completion_ids],
+                skip_special_tokens=True,
+            )
+            for item in completions
+        ]
+        return function(texts)
+
+    return score
+
+
+def best_of_n_kl(n: int | NDArray[Any]) -> Any:
+    """Bound on how far best-of-n is from what it samples: KL <= ln n - (n - 1) / n, in nats.
+
+    Exact where no two completions are ever equal in score.
+
+    Args:
+        n: completions to choose from, at least 1; a number or an array.
+
+    Raises:
+        UserError: a number below 1.
+
+    Source:
+        Stiennon et al. (2020), appendix G.3, where it is taken as exact; that it is an upper bound:
+        Beirami et al., "Theoretical guarantees on the best-of-n alignment policy" (2024).
+    """
+    if np.any(np.asarray(n) < 1):
+        raise UserError(f"n is {n}; expected at least 1")
+    return np.log(n) - (np.asarray(n) - 1.0) / n
+
+
+def expected_best_of_n(
+    scores: ArrayLike, n: int, values: ArrayLike | None = None
+) -> NDArray[np.float64]:
+    """Unbiased estimate of what best-of-n gets, from N >= n samples of each prompt.
+
+    E[v(best of n)] = sum_{i=1}^N C(i - 1, n - 1) / C(N, n) v_(i), with samples sorted by score
+
+    It is the average over all C(N, n) ways of choosing n of the N samples, so every n up to N is
+    had from one set of samples, and with far less variance than by drawing anew.
+
+    Args:
+        scores: by which the best is chosen, such as a reward model's; (..., N).
+        n: completions to choose from, 1 to N.
+        values: what the chosen one is worth, such as a gold score; (..., N). None: the scores.
+            Samples of equal score share their chances.
+
+    Returns:
+        The estimate for each prompt; (...).
+
+    Raises:
+        UserError: n outside 1 to N, or shapes that differ.
+
+    Source:
+        Nakano et al., "WebGPT" (2021), appendix I, equation 1; with separate values as in Gao et
+        al., "Scaling laws for reward model overoptimization" (2022), section 2.
+    """
+    scores = np.asarray(scores, np.float64)
+    values = scores if values is None else np.asarray(values, np.float64)
+    if scores.shape != values.shape or scores.ndim == 0:
+        raise UserError(
+            f"scores have shape {scores.shape} and values {values.shape}; expected the same, with "
+            "the samples of a prompt along the last axis"
+        )
+    count = scores.shape[-1]
+    if not 1 <= n <= count:
+        raise UserError(f"n is {n}, of {count} samples; expected 1 to {count}")
+    # below[i]: of the C(N, n) choices, the share whose best is among the i lowest: C(i, n)/C(N, n).
+    below = np.array([_choose_ratio(i, count, n) for i in range(count + 1)])
+    ordered = np.sort(scores, axis=-1)
+    flat, sorted_flat = scores.reshape(-1, count), ordered.reshape(-1, count)
+    weights = np.empty_like(flat)
+    for row, (own, line) in enumerate(zip(flat, sorted_flat, strict=True)):
+        first = np.searchsorted(line, own, side="left")
+        past = np.searchsorted(line, own, side="right")
+        weights[row] = (below[past] - below[first]) / (past - first)
+    total: NDArray[np.float64] = (weights.reshape(scores.shape) * values).sum(axis=-1)
+    return total
+
+
+def _choose_ratio(i: int, count: int, n: int) -> float:
+    """C(i, n) / C(count, n); Python's integers are exact at any size."""
+    return math.comb(i, n) / math.comb(count, n)

@@ -1,0 +1,190 @@
+"""The losses of DPO and its relatives on B pairs, and what is measured beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from tether import objectives
+from tether.errors import UserError
+from tether.language.preference_learning import Means, PreferenceConfig
+from tether.language.tokens import Completion, Pair
+
+Loss = Literal["dpo", "ipo", "simpo", "orpo", "kto", "unlikelihood", "preferred_ft"]
+
+
+class DPOConfig(PreferenceConfig):
+    """Settings of DPO and its relatives."""
+
+    batch_size: int = Field(32, ge=1)
+    """Pairs in a gradient step (usual: 32-128)."""
+    learning_rate: float = Field(5e-6, gt=0)
+    """AdamW's greatest step size (usual: 5e-7 to 1e-5; with LoRA 1e-5 to 1e-4; tiny models 1e-4).
+    Too large a step makes both completions improbable."""
+    warmup: float = Field(0.1, ge=0, le=1)
+    """Share of the run in which the step size rises from zero."""
+    loss: Loss = "dpo"
+    """What is minimized. dpo, ipo and kto hold on to a reference; simpo and orpo do without;
+    unlikelihood and preferred_ft (tuning on the better completions) are DPO's baselines."""
+    beta: float | None = Field(None, gt=0)
+    """Strength of the tether to the reference. Raising it stays closer (usual: dpo and kto 0.01 to
+    0.5, ipo 0.01 to 1; simpo, where it only scales the reward, 2 to 10). None: 0.1, for simpo 2."""
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """Probability that a label is flipped. Raising it learns less from each pair (usual: 0-0.3)."""
+    ipo_normalization: Literal["sum", "mean"] = "sum"
+    """ipo: log-ratios summed over tokens, as in the paper, or averaged, whatever the length."""
+    gamma: float = Field(1.0, ge=0)
+    """simpo: margin by which the better completion should win (usual: 0.1 to 0.8 times beta)."""
+    orpo_lambda: float = Field(0.1, gt=0)
+    """orpo: weight of the odds ratio beside the likelihood (usual: 0.05-1)."""
+    desirable_weight: float = Field(1.0, ge=0)
+    """kto: weight of better completions."""
+    undesirable_weight: float = Field(1.0, ge=0)
+    """kto: weight of worse completions."""
+    unlikelihood_alpha: float = Field(1.0, ge=0, le=1)
+    """unlikelihood: weight of worse completions. Raising it ruins language sooner."""
+    precompute_reference: bool = True
+    """Ask the reference about all pairs before the first update, so that no second copy of the
+    model is kept; otherwise about each pair as it first comes."""
+    keep_reference: bool = False
+    """Keep the reference's answers in the user's cache, for other runs on this model and data."""
+
+    @property
+    def strength(self) -> float:
+        """Beta, with its default."""
+        return self.beta if self.beta is not None else 2.0 if self.loss == "simpo" else 0.1
+
+
+class Scores(NamedTuple):
+    """What policy and reference think of B pairs, each (B, 2): the first, the second completion."""
+
+    log_prob: Tensor
+    """log pi(y|x), summed over tokens."""
+    length: Tensor
+    """Tokens."""
+    reference: Tensor | None
+    """log ref(y|x), summed over tokens; None where the loss has no reference."""
+
+
+def pair_loss(
+    config: DPOConfig, scores: Scores, label: Tensor, reference_point: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The chosen loss of B pairs, and the rewards it sees in their completions.
+
+    Args:
+        config: says which loss.
+        scores: of policy and reference.
+        label: probability that the first completion is better, (B,).
+        reference_point: kto's z, a scalar.
+
+    Returns:
+        The sum over pairs of the loss, and rewards (B, 2): beta times the log-ratio; for simpo beta
+        times the mean log-probability, for orpo that itself, for the likelihood losses the sum.
+    """
+    beta, smoothing = config.strength, config.label_smoothing
+    summed = scores.log_prob
+    ratio = summed if scores.reference is None else summed - scores.reference
+    mean = summed / scores.length
+    loss: Tensor
+    if config.loss == "dpo":
+        loss = objectives.dpo(*_both(ratio), beta, label, smoothing, reduction="sum")
+        return loss, beta * ratio
+    if config.loss == "ipo":
+        ratio = ratio / scores.length if config.ipo_normalization == "mean" else ratio
+        loss = objectives.ipo(*_both(ratio), beta, label, smoothing, reduction="sum")
+        return loss, beta * ratio
+    if config.loss == "kto":
+        return _kto(config, ratio, label, reference_point), beta * ratio
+    if config.loss == "simpo":
+        loss = objectives.simpo(*_both(mean), beta, config.gamma, label, smoothing, reduction="sum")
+        return loss, beta * mean
+    if config.loss == "orpo":
+        strength = config.orpo_lambda
+        loss = objectives.orpo(*_both(mean), strength, label, smoothing, reduction="sum")
+        return loss, mean
+    alpha = 0.0 if config.loss == "preferred_ft" else config.unlikelihood_alpha
+    loss = objectives.unlikelihood(*_both(summed), alpha, label, smoothing, reduction="sum")
+    return loss, summed
+
+
+def _both(values: Tensor) -> tuple[Tensor, Tensor]:
+    return values[:, 0], values[:, 1]
+
+
+def _kto(config: DPOConfig, ratio: Tensor, label: Tensor, reference_point: Tensor) -> Tensor:
+    """A pair is two judgements: its first completion was liked with p, its second with 1 - p."""
+    smoothing = config.label_smoothing
+    label = label * (1.0 - 2.0 * smoothing) + smoothing
+    total: Tensor = objectives.kto(
+        ratio,
+        torch.stack([label, 1.0 - label], dim=1),
+        reference_point,
+        config.strength,
+        desirable_weight=config.desirable_weight,
+        undesirable_weight=config.undesirable_weight,
+        reduction="sum",
+    )
+    return total / 2.0
+
+
+def measure(means: Means, scores: Scores, reward: Tensor, labels: Sequence[float]) -> None:
+    """Adds rewards, their accuracy and margin, log-probabilities, divergence and length of B pairs.
+
+    Accuracy and margin are taken over pairs that are no ties; equal rewards have guessed.
+    """
+    count = len(labels)
+    sign = torch.tensor(labels, device=reward.device).sub(0.5).sign()
+    for name, values in (("reward", reward), ("logprob", scores.log_prob)):
+        # The worse completion may come first.
+        swapped = torch.where(sign[:, None] < 0, values.flip(1), values).detach()
+        means.add(f"{name}/chosen", swapped[:, 0].sum(), count)
+        means.add(f"{name}/rejected", swapped[:, 1].sum(), count)
+    margin = (reward[:, 0] - reward[:, 1]).detach() * sign
+    right = (margin > 0).to(margin.dtype) + 0.5 * (margin == 0)
+    decided = sum(label != 0.5 for label in labels)
+    means.add("reward/accuracy", (right * sign.abs()).sum(), decided)
+    means.add("reward/margin", margin.sum(), decided)
+    if scores.reference is not None:
+        gap = scores.reference - scores.log_prob
+        means.add("kl/reverse", objectives.kl_k1(gap).sum(), 2 * count)
+    means.add("tokens/length", scores.length.sum(), 2 * count)
+
+
+def mismatched(records: Sequence[Pair], pool: Sequence[Pair], *, context: int) -> list[Completion]:
+    """For each record, its prompt beside a completion that belongs to another prompt.
+
+    Args:
+        records: whose prompts to take.
+        pool: whose completions to take; better and worse ones in turn.
+        context: most tokens together; a completion is cut to fit.
+
+    Raises:
+        UserError: all of `pool` have one prompt.
+
+    Source:
+        Ethayarajh et al., KTO (2024), section 4.1.
+    """
+    size = len(pool)
+    # following[i]: the next place after i, around the end, with another prompt than i's.
+    following: list[int | None] = [None] * (2 * size)
+    for i in range(2 * size - 2, -1, -1):
+        here, after = pool[i % size].prompt_ids, pool[(i + 1) % size].prompt_ids
+        following[i] = i + 1 if after != here else following[i + 1]
+    items = []
+    for index, record in enumerate(records):
+        place: int | None = (index + 1) % size
+        if pool[(index + 1) % size].prompt_ids == record.prompt_ids:
+            place = following[(index + 1) % size]
+        if place is None:
+            raise UserError(
+                "kto compares prompts with other prompts' completions, and all pairs have the same "
+                "prompt; give pairs of at least two, or use loss dpo"
+            )
+        other = pool[place % size]
+        ids = other.chosen_ids if index % 2 else other.rejected_ids
+        items.append(Completion(record.prompt_ids, ids[: context - len(record.prompt_ids)]))
+    return items

@@ -1,0 +1,296 @@
+"""From words to a run: load the model and the data, build the learner, train, resume."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from tether.arguments import say
+from tether.errors import UserError
+from tether.language.material import Material, prepare
+from tether.language.methods import METHODS, find_method
+from tether.language.models import LanguageModel
+from tether.language.pretrained import SMOLLM2, TINY
+from tether.language.setup import (
+    ROOM,
+    Setup,
+    load_language_model,
+    load_reward_model,
+    setup_of,
+)
+from tether.language.sources import MOVIE_REVIEWS, DataLike
+from tether.language.tokens import Truncation
+from tether.learning.callbacks import BaseCallback, Callback
+from tether.learning.config import Config
+from tether.learning.learner import Learner, Metrics
+from tether.learning.metrics import read_metrics
+from tether.learning.run import Run
+
+__all__ = [
+    "Trained",
+    "configure",
+    "load_language_model",
+    "load_reward_model",
+    "resume",
+    "train",
+]
+
+
+@dataclass
+class Trained:
+    """A finished training.
+
+    Attributes:
+        run: the run's folder.
+        method: its name.
+        language_model: as it is now.
+        steps: examples, comparisons or episodes in all.
+        seconds: time spent training in this process, without start-up.
+        metrics: the last iteration's measurements.
+        examples: records that were learned from.
+        truncation: what was cut to fit.
+        steps_here: steps taken in this process.
+    """
+
+    run: Path
+    method: str
+    language_model: LanguageModel
+    steps: int
+    seconds: float
+    metrics: Metrics
+    examples: int
+    truncation: Truncation
+    steps_here: int
+
+    def summary(self) -> dict[str, Any]:
+        """What the command line prints with --json."""
+        return {
+            "run": str(self.run),
+            "method": self.method,
+            "model": self.language_model.name,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "steps_per_second": self.steps_here / self.seconds if self.seconds else 0.0,
+            "examples": self.examples,
+            "dropped": self.truncation.dropped,
+            "metrics": {k: v if math.isfinite(v) else None for k, v in self.metrics.items()},
+            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
+
+
+def configure(method: str, settings: Mapping[str, Any] | None = None) -> Any:
+    """The validated settings of `method`.
+
+    Raises:
+        UserError: unknown method or setting, or a bad value.
+    """
+    config_class: type[Config] = find_method(method).config_class
+    return config_class.load(settings or {})
+
+
+def train(
+    method: str,
+    *,
+    data: DataLike = MOVIE_REVIEWS,
+    epochs: float = 1.0,
+    total_steps: int | None = None,
+    out: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    sinks: Sequence[str] = ("tensorboard",),
+    checkpoint_every: int | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Trained:
+    """Align a language model: ``train("sft", model="tiny", data="answers.jsonl")``.
+
+    Args:
+        method: one of :data:`tether.language.methods.METHODS`.
+        data: ``movie-reviews``, a file, a hub id, a `datasets` object, or a list of dicts.
+        epochs: passes over the data.
+        total_steps: examples, comparisons or episodes instead; rounded up to whole batches.
+        out: the run's folder, new or empty; ``runs/METHOD-MODEL-SEED-TIME`` when not given.
+        callbacks: see :mod:`tether.learning.callbacks`.
+        sinks: where metrics go beside metrics.jsonl: "tensorboard", "wandb", "trackio".
+        checkpoint_every: save whenever training passes a multiple of so many steps; every minute
+            in any case.
+        progress: show progress on stderr.
+        **settings: fields of :class:`tether.language.setup.Setup` and of the method's config.
+
+    Raises:
+        UserError: anything the user can mend; one line.
+    """
+    named = {name: settings.pop(name) for name in [*settings] if name in Setup.model_fields}
+    # Wherever the run is resumed from, it must find its models and data again.
+    if "model" in named:
+        named["model"] = _lasting(named["model"])
+    if "reward" in settings:
+        settings["reward"] = [_lasting(name) for name in settings["reward"]]
+    if "pretraining_data" in settings:
+        settings["pretraining_data"] = _name_of(settings["pretraining_data"])
+    config = configure(method, settings)
+    setup = Setup.load({**named, "data": _name_of(data)}, source="setup")
+    if not (math.isfinite(epochs) and epochs > 0):
+        raise UserError(f"epochs is {epochs}; expected above 0")
+    if total_steps is not None and total_steps < 1:
+        raise UserError(f"total_steps is {total_steps}; expected at least 1")
+    material = prepare(method, setup, data, config)
+    if progress:
+        _tell(material)
+    total = total_steps or math.ceil(epochs * len(material.data))
+    spec = {
+        "room": ROOM,
+        "setup": setup.dump(),
+        "template": material.template,
+        "total_steps": total,
+        "digest": material.digest,
+    }
+    run = Run.create(
+        Path(out) if out is not None else _default_folder(method, setup),
+        method=method,
+        config=config.dump(),
+        spec=spec,
+    )
+    with run:
+        learner = _build(method, config, material, setup, total)
+        return _train(run, learner, material, total, callbacks, sinks, checkpoint_every, progress)
+
+
+def resume(
+    run: str | Path,
+    *,
+    data: DataLike | None = None,
+    total_steps: int | None = None,
+    callbacks: Sequence[Callback] = (),
+    sinks: Sequence[str] = ("tensorboard",),
+    checkpoint_every: int | None = None,
+    progress: bool = True,
+) -> Trained:
+    """Go on with a run where its newest checkpoint left off, bit for bit.
+
+    Args:
+        run: the run's folder.
+        data: the data, needed only if the run was started from an object.
+        total_steps: a new budget; the run's own when not given.
+        callbacks: as in :func:`train`.
+        sinks: as in :func:`train`.
+        checkpoint_every: as in :func:`train`.
+        progress: as in :func:`train`.
+
+    Raises:
+        UserError: not such a run, or its data are no longer what they were.
+    """
+    opened = Run.open(run)
+    setup = setup_of(opened)
+    source = data if data is not None else setup.data
+    if source is None:
+        raise UserError(
+            f"run {opened.path} was made from an object, not a file; pass the same as data="
+        )
+    total = total_steps if total_steps is not None else int(opened.spec["total_steps"])
+    if total < 1:
+        raise UserError(f"total_steps is {total}; expected at least 1")
+    config = configure(opened.method, opened.config)
+    material = prepare(opened.method, setup, source, config)
+    if material.digest != opened.spec["digest"]:
+        raise UserError(
+            f"the data {setup.data or 'given'} are not those that run {opened.path} began with; "
+            "put them back, or start a new run"
+        )
+    with opened:
+        learner = _build(opened.method, config, material, setup, total)
+        opened.resume(learner)
+        return _train(
+            opened, learner, material, total, callbacks, sinks, checkpoint_every, progress
+        )
+
+
+def _build(method: str, config: Any, material: Material, setup: Setup, total_steps: int) -> Learner:
+    given: dict[str, Any] = {"seed": setup.seed, "total_steps": total_steps}
+    if not METHODS[method].prompts_only:
+        given["held_out"] = material.held_out
+    learner: Learner = find_method(method)(config, material.language_model, material.data, **given)
+    return learner
+
+
+class _Clock(BaseCallback):
+    """Notes where this process began."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        self.steps = 0
+
+    def on_start(self, run: Run, learner: Learner) -> None:
+        self.start = time.perf_counter()
+        self.steps = learner.steps
+
+
+def _train(
+    run: Run,
+    learner: Learner,
+    material: Material,
+    total_steps: int,
+    callbacks: Sequence[Callback],
+    sinks: Sequence[str],
+    checkpoint_every: int | None,
+    progress: bool,
+) -> Trained:
+    clock = _Clock()
+    # A learner may keep more than numbers: completions to look at.
+    kept: Sequence[Callback] = getattr(learner, "callbacks", tuple)()
+    metrics = run.train(
+        learner,
+        total_steps,
+        checkpoint_every=checkpoint_every,
+        callbacks=(clock, *kept, *callbacks),
+        sinks=sinks,
+        progress=progress,
+        progress_metric=METHODS[run.method].progress_metric,
+    )
+    if not metrics and run.metrics_path.exists():
+        # Nothing was left to do: the run's last measurements still stand.
+        for row in read_metrics(run.metrics_path)[-1:]:
+            metrics = {name: value for name, value in row.items() if name != "step"}
+    return Trained(
+        run=run.path,
+        method=run.method,
+        language_model=material.language_model,
+        steps=learner.steps,
+        seconds=time.perf_counter() - clock.start,
+        metrics=metrics,
+        examples=len(material.data),
+        truncation=material.truncation,
+        steps_here=learner.steps - clock.steps,
+    )
+
+
+def _tell(material: Material) -> None:
+    if material.skipped:
+        say(f"{material.skipped:,} bad rows were left out")
+    if material.truncation:
+        say(str(material.truncation))
+
+
+def _lasting(name: str | Path) -> str:
+    """The full path of a folder; any other name as it is."""
+    folder = Path(name).expanduser()
+    known = str(name) in (TINY, SMOLLM2) or not folder.is_dir()
+    return str(name) if known else str(folder.resolve())
+
+
+def _name_of(data: DataLike) -> str | None:
+    if not isinstance(data, str | Path):
+        return None
+    return str(Path(data).resolve()) if Path(data).is_file() else str(data)
+
+
+def _default_folder(method: str, setup: Setup) -> Path:
+    """A fresh folder's name under ./runs."""
+    model = Path(setup.model).name
+    name = "".join(c if c.isalnum() or c in "-._" else "-" for c in model)
+    return Path("runs") / f"{method}-{name}-{setup.seed}-{datetime.now():%Y%m%d-%H%M%S}"

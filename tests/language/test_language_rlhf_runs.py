@@ -1,0 +1,170 @@
+"""RLHF as a run: resumed to the last bit, samples kept, mistakes told in one line."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from rlhf_toys import (
+    EOS,
+    KINDS,
+    LIKED,
+    PROMPTS,
+    TEXTS,
+    count_liked,
+    exact,
+    learner,
+    llama,
+    wrapped,
+)
+
+from tether.errors import NonFiniteError, UserError
+from tether.language.methods.rlhf import RLHFConfig
+from tether.language.methods.rlhf_scorers import Ensemble
+from tether.language.samples import read_samples
+from tether.language.tokens import Completion, Prompt
+from tether.learning.metrics import read_metrics
+from tether.learning.run import Run
+
+
+@pytest.mark.parametrize(
+    ("kind", "lora"),
+    [*((kind, False) for kind in KINDS), ("shared critic", True), ("separate critic", True)],
+)
+def test_resumed_is_the_same_to_the_last_bit(kind, lora, tmp_path):
+    settings = {
+        "missing_eos_score": None,
+        "normalize_score": True,
+        "kl_controller": "adaptive",
+        "kl_horizon": 50.0,
+        "kl_target": 0.5,
+        **KINDS[kind],
+    }
+
+    def make():
+        return learner(wrapped(llama(), lora=lora), pretraining=TEXTS, **settings)
+
+    def train(folder, budgets):
+        for budget in budgets:
+            made = make()
+            if (tmp_path / folder).exists():
+                run = Run.open(tmp_path / folder)
+            else:
+                run = Run.create(tmp_path / folder, method="rlhf", config={}, spec={})
+            run.resume(made)
+            run.train(made, budget, callbacks=made.callbacks(), progress=False, sinks=())
+        rows = read_metrics(tmp_path / folder)
+        return made, [{k: v for k, v in r.items() if not k.startswith("time/")} for r in rows]
+
+    whole, metrics = train("whole", [80])
+    parts, metrics_again = train("parts", [32, 80])
+    assert repr(metrics) == repr(metrics_again)
+    assert len({row["kl/coefficient"] for row in metrics}) == 5
+    for name, module in whole.modules.items():
+        for key, parameter in module.named_parameters():
+            other = dict(parts.modules[name].named_parameters())[key]
+            assert torch.equal(parameter, other), key
+    assert read_samples(tmp_path / "whole") == read_samples(tmp_path / "parts")
+    assert whole.beta == parts.beta != whole.config.beta
+
+
+def test_samples_are_kept_and_taken_back_with_the_iterations_of_a_lost_run(tmp_path):
+    made = learner(missing_eos_score=None)
+    run = Run.create(tmp_path / "run", method="rlhf", config={}, spec={})
+    run.train(made, 32, callbacks=made.callbacks(), progress=False, sinks=())
+    path = tmp_path / "run" / "samples.jsonl"
+    rows = read_samples(tmp_path / "run")
+    assert [row["step"] for row in rows] == [16] * 4 + [32] * 4
+    sample, row = made.samples[0], rows[4]
+    assert tuple(row["completion_ids"]) == sample.completion.completion_ids
+    assert row["score"] == sample.completion.completion_ids.count(LIKED)
+    assert row["finished"] == (sample.completion.completion_ids[-1] == EOS)
+    later = json.dumps({**row, "step": 48})
+    path.write_text(path.read_text() + later + "\n" + later[:20])
+    made = learner(missing_eos_score=None)
+    run = Run.open(tmp_path / "run")
+    run.resume(made)
+    run.train(made, 48, callbacks=made.callbacks(), progress=False, sinks=())
+    steps = [row["step"] for row in read_samples(path)]
+    assert steps == [16] * 4 + [32] * 4 + [48] * 4
+
+
+def test_every_prompt_is_met_before_any_is_met_again_whatever_the_batch():
+    met = []
+    made = learner(exact(), batch_size=8, samples_per_prompt=2, prompts=PROMPTS)
+    texts = []
+    for _ in range(2):
+        episodes = made.collector.collect()
+        assert episodes.prompts.reshape(-1, 2).tolist() == [[p, p] for p in episodes.prompts[::2]]
+        met.extend(episodes.prompts[::2].tolist())
+        texts.extend(item.completion_ids for item in episodes.completions)
+    assert sorted(met[:4]) == sorted(met[4:]) == [0, 1, 2, 3]
+    other = learner(exact(), batch_size=16, samples_per_prompt=2, prompts=PROMPTS)
+    assert [i.completion_ids for i in other.collector.collect().completions] == texts
+    assert len(set(texts)) > 8
+
+
+def test_a_score_or_loss_that_is_not_a_number_names_step_and_rows():
+    def spoiled(items):
+        scores = count_liked(items)
+        return np.where(np.arange(len(items)) == 5, math.nan, scores)
+
+    made = learner(scorer=spoiled)
+    with pytest.raises(NonFiniteError, match=r"score became nan at step 0 in rows 5 of the roll"):
+        made.iterate()
+    assert made.steps == 0
+    made = learner(missing_eos_score=None)
+    made.iterate()
+    episodes = made.collector.collect()
+    measured = made.updater.measure(episodes, [list(range(16))])
+    estimate = made.estimate(16, episodes, measured, made.score(episodes))
+    advantage = estimate.advantage.clone()
+    advantage[[3, 7], 0] = math.inf
+    estimate = estimate._replace(advantage=advantage)
+    before = [p.clone() for p in made.language_model.model.parameters()]
+    epochs = made.updater.minibatches()
+    with pytest.raises(NonFiniteError, match=r"loss became .* at step 16 in rows [37]"):
+        made.updater.run(16, episodes, measured, estimate, 0.1, [[list(range(16))], *epochs])
+    for parameter, old in zip(made.language_model.model.parameters(), before, strict=True):
+        assert torch.equal(parameter, old) and parameter.grad is None
+    with torch.no_grad():
+        next(iter(made.language_model.model.parameters()))[LIKED] = math.nan
+    with pytest.raises(NonFiniteError, match=r"at step"):
+        made.estimate(
+            16, episodes, made.updater.measure(episodes, [list(range(16))]), made.score(episodes)
+        )
+
+
+def test_an_ensemble_is_the_mean_or_the_lowest():
+    items = [Completion((2,), (LIKED, EOS)), Completion((2,), (EOS,))]
+    both = [count_liked, lambda items: [0.5 for _ in items]]
+    assert Ensemble(both)(items).tolist() == [0.75, 0.25]
+    assert Ensemble(both, "lowest")(items).tolist() == [0.5, 0.0]
+    with pytest.raises(UserError, match="no scorers"):
+        Ensemble([])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 10, "minibatch_size": 4}, "does not divide batch_size=10"),
+        ({"estimator": "grpo"}, "samples_per_prompt is 1; expected at least 2"),
+        ({"critic_start": "reward"}, "needs a trunk of the critic's own"),
+        ({"kl_controller": "adaptive", "beta": 0.0}, "beta=0 cannot be adapted"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        RLHFConfig(**settings)
+
+
+def test_what_does_not_fit_is_told_before_anything_runs():
+    with pytest.raises(UserError, match=r"data\[1\] has 30 tokens, and max_new_tokens is 6"):
+        learner(prompts=[Prompt((2,)), Prompt((2,) * 30)])
+    with pytest.raises(UserError, match="reward is 'nowhere', which is no folder of a run"):
+        learner(scorer=None, reward=("nowhere",))
+    with pytest.raises(UserError, match=r"shape \(16, 1\) for 16 completions"):
+        learner(scorer=lambda items: count_liked(items)[:, None]).iterate()
+    with pytest.raises(UserError, match="pretraining is empty"):
+        learner(pretraining=[], pretraining_coefficient=1.0)
