@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ALL_COMPLETED, FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,8 +97,10 @@ def train_seeds(
         ]
         with StopRequest() as request:
             while any(not future.done() for future in futures):
-                # In slices, since only this thread hears Ctrl-C.
-                done, _ = wait(futures, timeout=0.2, return_when=FIRST_EXCEPTION)
+                # In slices, since only this thread hears Ctrl-C. After a failure FIRST_EXCEPTION
+                # would return at once, and this loop would take the interpreter from the others.
+                until = ALL_COMPLETED if stop.event.is_set() else FIRST_EXCEPTION
+                done, _ = wait(futures, timeout=0.2, return_when=until)
                 failed = any(future.exception() for future in done if not future.cancelled())
                 if request.received or failed:
                     stop.event.set()
