@@ -28,7 +28,7 @@ from tether.language.perplexity import held_out_figures
 from tether.learning.run import Run
 
 METHOD: Final = "pretraining"
-TOTAL_TOKENS: Final = 15_000_000
+TOTAL_TOKENS: Final = 10_000_000
 PAD: Final = "<pad>"
 BOS: Final = "<bos>"
 EOS: Final = "<eos>"
@@ -90,7 +90,7 @@ def pretrain(
     Args:
         out: a new or empty folder, or a run of this recipe to go on with.
         config: the settings; None takes those of the run, or the defaults.
-        total_tokens: budget in predicted tokens; None takes that of the run, or 15 million. A new
+        total_tokens: budget in predicted tokens; None takes that of the run, or 10 million. A new
             one for an old run stretches what is left of the learning rate's fall.
         seed: decides everything random in a new run.
         reviews: what to learn and to measure on; None takes the corpus.
@@ -196,7 +196,7 @@ class Options:
     export: tuple[Path, Path] | None = None
     """A run, and the folder to write its model to."""
     total_tokens: int | None = None
-    """Budget in tokens; 15 million for a new run if not given."""
+    """Budget in tokens; 10 million for a new run if not given."""
     seed: int = 0
     """Decides everything random in a new run."""
     threads: int | None = None
