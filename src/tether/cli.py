@@ -50,16 +50,29 @@ COMMANDS: dict[str, Command] = {
     "dpo": Command(
         "--model M --data D", "learn from comparisons directly", "tether.language.commands:dpo"
     ),
+    "best-of-n": Command(
+        "--model M --reward R",
+        "sample n answers, keep the one that scores best",
+        "tether.language.choosing:best_of_n",
+    ),
     "generate": Command(
         "MODEL --prompt P", "let a model or a run speak", "tether.language.conversing:generate"
     ),
     "chat": Command("MODEL", "talk with a model or a run", "tether.language.conversing:chat"),
+    "study": Command("NAME", "reproduce a result of the lecture", "tether.studies.commands:study"),
     "plot": Command("RUN...", "draw learning curves", "tether.learning.commands:plot"),
+    "report": Command(
+        "RUN...",
+        "one page on runs: settings, curves, samples",
+        "tether.learning.commands:report",
+    ),
     "methods": Command("", "list the methods", "tether.control.commands:methods"),
     "envs": Command("", "list the environments", "tether.control.commands:envs"),
-    "demo": Command("", "train, evaluate, draw and film one policy", "tether.control.demo:demo"),
+    "demo": Command("", "see both halves at work, from nothing", "tether.studies.demo:demo"),
 }
 
+# Those whose runs have checkpoints.
+_LEARNING = frozenset({"train", "resume", "sft", "reward", "rlhf", "dpo"})
 
 # What each extra brings; another module that is missing is the user's own, or a defect.
 _EXTRAS = {
@@ -100,10 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted:
         return 130
     except KeyboardInterrupt:
-        print(
-            "tether: stopped at once; `tether resume` goes on from the last checkpoint",
-            file=sys.stderr,
-        )
+        going_on = "; `tether resume` goes on from the last checkpoint"
+        print(f"tether: stopped at once{going_on * (arguments[0] in _LEARNING)}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 1
@@ -116,8 +127,18 @@ def resume(arguments: Sequence[str]) -> None:
     for word in arguments:
         try:
             record = json.loads((Path(word) / "run.json").read_bytes())
-            half = "language" if record["spec"].get("room") == "language" else "control"
+            spec, method = record["spec"], record["method"]
+            if spec.get("room") == "language":
+                half = "language"
+            elif "env" not in spec:
+                kept = " (python -m tether.language.pretraining)" * (method == "pretraining")
+                raise UserError(
+                    f"run {word} is one of {method}, which goes on where it was started{kept}; "
+                    "`tether resume` knows those of `tether train`, sft, reward, rlhf and dpo"
+                )
             break
+        except UserError:
+            raise
         except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
             # Not a run's folder, or a damaged one: the command itself says so best.
             continue

@@ -1,54 +1,43 @@
-"""`tether demo`: from nothing to a running cheetah, with everything to look at afterwards."""
+"""The control half of `tether demo`: from nothing to a running cheetah, and how it got there."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from tether.arguments import parse, print_json, say
+from tether.arguments import say
 from tether.control import training
 from tether.errors import UserError
 from tether.learning.plots import learning_curves
 
 
-@dataclass(frozen=True)
-class DemoOptions:
-    """Train PPO on HalfCheetah-v5, evaluate it, draw its learning curve and film it."""
+def show(out: Path, *, env: str, total_steps: int, seed: int) -> dict[str, Any]:
+    """Trains PPO, evaluates it, draws its learning curve and films it, all in one run folder.
 
-    out: Path = Path("runs/demo")
-    """Folder of the run; an earlier demo there is resumed or shown again."""
-    env: str = "HalfCheetah-v5"
-    """Gymnasium environment id."""
-    total_steps: int = 300_000
-    """Environment steps to take."""
-    seed: int = 0
-    """Decides everything random."""
-    json: bool = False
-    """Print one JSON object as the last line of stdout."""
+    Args:
+        out: the run's folder; an earlier one there is resumed, or shown again.
+        env: Gymnasium id.
+        total_steps: environment steps of a new run.
+        seed: of a new run, and of the film.
 
-
-def demo(arguments: Sequence[str]) -> None:
-    """`tether demo`."""
-    options = parse(DemoOptions, arguments, prog="tether demo")
-    out = options.out
+    Returns:
+        The run's summary, with ``evaluation`` and the places of ``curve`` and ``film``.
+    """
     if (out / "run.json").exists():
         say(f"going on with {out}")
         trained = training.resume(out)
     else:
-        trained = training.train(
-            "ppo", options.env, total_steps=options.total_steps, seed=options.seed, out=out
-        )
+        trained = training.train("ppo", env, total_steps=total_steps, seed=seed, out=out)
     evaluation = training.evaluate_run(out).summary()
     curve = learning_curves([out], out / "curve.png")
     film: Path | None = out / "film.mp4"
     try:
         from tether.control.video import film as record
 
-        record(out, out / "film.mp4", seed=options.seed)
+        record(out, out / "film.mp4", seed=seed)
     except UserError as error:
         # A machine without a renderer still gets its policy.
         say(f"no film: {error}")
@@ -59,14 +48,12 @@ def demo(arguments: Sequence[str]) -> None:
         "curve": str(curve),
         "film": str(film) if film else None,
     }
-    _table(options.env, summary)
-    if options.json:
-        print_json(summary)
+    _table(env, summary)
+    return summary
 
 
-def _table(env: str, summary: dict[str, object]) -> None:
+def _table(env: str, summary: dict[str, Any]) -> None:
     evaluation = summary["evaluation"]
-    assert isinstance(evaluation, dict)
     table = Table(title=f"PPO on {env}", show_header=False)
     table.add_row("steps", f"{summary['steps']:,}")
     table.add_row("steps per second", f"{summary['steps_per_second']:,.0f}")

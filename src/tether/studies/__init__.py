@@ -1,0 +1,44 @@
+"""Studies: results of the lecture's papers, reproduced from nothing by one command each."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from tether.errors import UserError
+
+
+class Study(NamedTuple):
+    """What a study shows in one line, and the function that takes its arguments."""
+
+    summary: str
+    function: str
+
+
+STUDIES: dict[str, Study] = {
+    "frontier": Study(
+        "reward against divergence: DPO, PPO and their rivals (Rafailov et al. 2023, figure 2)",
+        "tether.studies.frontier:command",
+    ),
+    "three-steps": Study(
+        "a base model, tuned, by PPO on a reward model, by DPO (Ouyang et al. 2022, in miniature)",
+        "tether.studies.three_steps:command",
+    ),
+}
+
+
+def find_study(name: str) -> Callable[[Sequence[str]], None]:
+    """The function that carries out a study.
+
+    Raises:
+        UserError: no such study; names the closest.
+    """
+    if name not in STUDIES:
+        close = difflib.get_close_matches(name, STUDIES, n=1)
+        mend = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(STUDIES)}"
+        raise UserError(f"unknown study {name!r}; {mend}")
+    module, function = STUDIES[name].function.split(":")
+    found: Callable[[Sequence[str]], None] = getattr(importlib.import_module(module), function)
+    return found

@@ -1,0 +1,33 @@
+"""`tether study NAME`: hands over to the study, or lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tether.errors import UserError
+from tether.studies import STUDIES, find_study
+
+
+def study(arguments: Sequence[str]) -> None:
+    """`tether study NAME [options]`.
+
+    Raises:
+        UserError: no such study, or whatever the study finds to be the user's mistake.
+    """
+    if not arguments:
+        raise UserError(f"study needs a name; known: {', '.join(STUDIES)}")
+    if arguments[0] in ("-h", "--help"):
+        print(_help())
+        return
+    find_study(arguments[0])(arguments[1:])
+
+
+def _help() -> str:
+    lines = ["usage: tether study NAME [--out DIR] [options]", "", "studies:"]
+    lines += [f"  {name:14}{study.summary}" for name, study in STUDIES.items()]
+    lines += [
+        "",
+        "A study stopped at any moment goes on where it was when its command is given again.",
+        "`tether study NAME --help` shows its options.",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,63 @@
+"""`tether demo`: both halves of the lecture, from nothing, on one small machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tether.arguments import parse, print_json, say
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """A cheetah learns to run by PPO; a language model is aligned in three steps, and by DPO."""
+
+    out: Path = Path("runs/demo")
+    """Folder of both; an earlier demo there is gone on with or shown again."""
+    half: Literal["both", "control", "language"] = "both"
+    """Which half of the lecture to see."""
+    total_steps: int = 300_000
+    """Environment steps of the cheetah."""
+    seed: int = 0
+    """Decides everything random."""
+    json: bool = False
+    """Print one JSON object as the last line of stdout."""
+
+
+def demo(arguments: Sequence[str]) -> None:
+    """`tether demo`."""
+    options = parse(DemoOptions, arguments, prog="tether demo")
+    halves: dict[str, Callable[[DemoOptions], dict[str, Any]]] = {
+        "control": _control,
+        "language": _language,
+    }
+    found = {}
+    for name, show in halves.items():
+        if options.half in ("both", name):
+            found[name] = show(options)
+    if options.json:
+        print_json(found)
+
+
+def _control(options: DemoOptions) -> dict[str, Any]:
+    from tether.control.demo import show
+
+    return show(
+        options.out / "control",
+        env="HalfCheetah-v5",
+        total_steps=options.total_steps,
+        seed=options.seed,
+    )
+
+
+def _language(options: DemoOptions) -> dict[str, Any]:
+    from tether.studies import three_steps
+
+    say("\nand now language: a base model, tuned, by PPO on a reward model, by DPO")
+    folder = options.out / "language"
+    found = three_steps.run(three_steps.ThreeStepsConfig(seed=options.seed), folder)
+    three_steps.show(found)
+    say(f"talk with it: tether chat {folder / 'ppo' / 'run'}")
+    return found

@@ -1,0 +1,249 @@
+"""The frontier of reward and divergence: the DPO paper's controlled sentiment experiment.
+
+    1. tune a language model on openings of film reviews: the reference
+    2. continue prefixes of 2 to 8 tokens; the gold scorer says which of two continuations is better
+    3. learn a reward model from these pairs
+    4. sweep: PPO on the learned reward, PPO on the gold reward, DPO, IPO, tuning on the preferred,
+       unlikelihood, best of N
+    5. measure every policy, again and again while it learns: gold reward against exact KL
+
+A method is good if it earns more for the same divergence.
+
+Source:
+    Rafailov et al., "Direct Preference Optimization" (2023), section 6.1, figure 2 (left), and
+    appendix C.1, whose sweeps these are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import numpy as np
+import tyro
+from pydantic import Field
+
+from tether.arguments import parse, print_json, say
+from tether.language.generation import generate
+from tether.language.methods.best_of_n import (
+    best_of_n_kl,
+    expected_best_of_n,
+    observed_best_of_n_kl,
+)
+from tether.language.methods.dpo_losses import DPOConfig
+from tether.language.models import LanguageModel
+from tether.language.reviews import gold_scorer
+from tether.language.setup import load_reward_model
+from tether.studies import frontier_report as report
+from tether.studies import sentiment_runs as runs
+from tether.studies.sentiment import (
+    Measured,
+    SentimentConfig,
+    gold_rewards,
+    measure,
+    pairs_in,
+    texts_of,
+)
+from tether.studies.trials import Result, Trial, run_trials
+
+BETAS: Final = (0.05, 0.1, 1.0, 5.0)
+KL_TARGETS: Final = (3.0, 6.0, 9.0, 12.0)
+ALPHAS: Final = (0.05, 0.1, 0.5, 1.0)
+BEST_OF: Final = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class FrontierConfig(SentimentConfig):
+    """Settings of the experiment; the paper compares continuations of 25,000 prefixes."""
+
+    demonstrations: int = Field(default=6400, ge=1)
+    """Openings of reviews to tune the reference on."""
+    prompts: int = Field(default=3000, ge=2)
+    """Prefixes whose continuations are compared."""
+    episodes: int = Field(default=4800, ge=1)
+    """Completions that PPO samples."""
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes of the offline methods over the pairs."""
+    measurements: int = Field(default=5, ge=1)
+    """Measurements of each policy while it learns."""
+    best_of_prompts: int = Field(default=48, ge=2)
+    """Held-out prefixes of best of N, each sampled 128 times."""
+
+
+def run(config: FrontierConfig, out: Path, *, workers: int = 2) -> dict[str, Any]:
+    """Carries out what is left of the study in `out`, draws it and tabulates it.
+
+    Args:
+        config: the settings; those of an earlier start in `out`.
+        out: the study's folder.
+        workers: policies that learn side by side.
+
+    Returns:
+        What ``frontier.json`` says.
+
+    Raises:
+        UserError: `out` holds a study with other settings, or cannot be written.
+    """
+    settings = config.dump()
+    results: dict[str, Result] = {}
+    # Each of these needs what the one before it made.
+    for name, function in (("sft", tune), ("rankings", runs.compare), ("reward", runs.score)):
+        results |= run_trials([Trial(name, function, settings)], out)
+    results |= run_trials(sweep(settings), out, workers=workers)
+    return report.write(out, settings, results)
+
+
+def sweep(settings: Mapping[str, Any]) -> list[Trial]:
+    """Every policy of the figure, those that take longest first."""
+    trials = []
+    for reward in ("learned", "gold"):
+        for target in KL_TARGETS:
+            more = {"reward": reward, "kl_target": target}
+            trials.append(Trial(f"ppo-{reward}-{target:g}", reinforce, {**settings, **more}))
+    for loss in ("dpo", "ipo"):
+        for beta in BETAS:
+            more = {"loss": loss, "beta": beta}
+            trials.append(Trial(f"{loss}-{beta:g}", prefer, {**settings, **more}))
+    for alpha in ALPHAS:
+        more = {"loss": "unlikelihood", "unlikelihood_alpha": alpha}
+        trials.append(Trial(f"unlikelihood-{alpha:g}", prefer, {**settings, **more}))
+    trials.append(Trial("preferred_ft", prefer, {**settings, "loss": "preferred_ft"}))
+    trials.append(Trial("best-of-n", choose, settings))
+    return trials
+
+
+def tune(settings: Mapping[str, Any], place: Path) -> Result:
+    """The reference: the base model after an epoch of review openings."""
+    config = FrontierConfig.load(settings)
+    tuned = runs.tune(config, place, positive=None)
+    return {"measured": _measured(config, tuned, tuned).summary()}
+
+
+def reinforce(settings: Mapping[str, Any], place: Path) -> Result:
+    """PPO on the learned or the gold reward, at one target of the divergence."""
+    config = _config(settings)
+    reference = runs.frozen(runs.tuned_run(place), device=config.device)
+    if settings["reward"] == "gold":
+        scorer = gold_rewards(reference)
+    else:
+        scorer = load_reward_model(place.parent / "reward" / "run", device=config.device)
+    watch = _watch(config, reference, config.episodes)
+    runs.learn(
+        place / "run",
+        "rlhf",
+        runs.ppo_config(
+            config,
+            kl_controller="adaptive",
+            kl_target=settings["kl_target"],
+            # The paper's controller learns for 10,000 and more episodes, this one for half of that.
+            kl_horizon=200.0,
+            beta=0.3,
+        ),
+        config.setup(runs.tuned_run(place)),
+        runs.ppo_prompts(config, reference.tokenizer),
+        total_steps=config.episodes,
+        watch=watch,
+        scorer=scorer,
+    )
+    return {"points": watch.rows}
+
+
+def prefer(settings: Mapping[str, Any], place: Path) -> Result:
+    """A policy learned from the pairs alone, by one of the offline losses."""
+    config = _config(settings)
+    reference = runs.frozen(runs.tuned_run(place), device=config.device)
+    pairs = pairs_in(runs.rankings_of(place))
+    steps = round(config.epochs * len(pairs))
+    watch = _watch(config, reference, steps)
+    chosen = {name: settings[name] for name in ("beta", "unlikelihood_alpha") if name in settings}
+    runs.learn(
+        place / "run",
+        "dpo",
+        DPOConfig.load(
+            {
+                **config.optimization(),
+                "loss": settings["loss"],
+                "schedule": "constant",
+                **chosen,
+            }
+        ),
+        config.setup(runs.tuned_run(place)),
+        pairs,
+        total_steps=steps,
+        watch=watch,
+    )
+    return {"points": watch.rows}
+
+
+def choose(settings: Mapping[str, Any], place: Path) -> Result:
+    """Best of N by the learned and by the gold reward, for every N from one set of samples."""
+    config = _config(settings)
+    reference = runs.frozen(runs.tuned_run(place), device=config.device)
+    rewards = load_reward_model(place.parent / "reward" / "run", device=config.device)
+    prompts = config.held_out_prompts(reference.tokenizer)[: config.best_of_prompts]
+    most = max(BEST_OF)
+    sampled = generate(
+        reference,
+        [prompt for prompt in prompts for _ in range(most)],
+        max_new_tokens=config.new_tokens,
+        seeds=config.seed,
+        batch_size=most,
+    )
+    texts = texts_of(reference, sampled)
+    gold = np.asarray(gold_scorer()(texts), np.float64).reshape(-1, most)
+    learned = np.asarray(rewards(sampled), np.float64).reshape(-1, most)
+    points = []
+    for name, scores in (("gold", gold), ("learned", learned)):
+        for n in BEST_OF:
+            value = expected_best_of_n(scores, n, gold)
+            points.append(
+                {
+                    "reward": name,
+                    "n": n,
+                    "gold": float(value.mean()),
+                    "gold_error": float(value.std() / np.sqrt(len(value))),
+                    "kl": float(observed_best_of_n_kl(scores, n).mean()),
+                    "bound": float(best_of_n_kl(n)),
+                }
+            )
+    return {"points": points}
+
+
+def _config(settings: Mapping[str, Any]) -> FrontierConfig:
+    return FrontierConfig.load({name: settings[name] for name in FrontierConfig.model_fields})
+
+
+def _measured(config: FrontierConfig, policy: LanguageModel, reference: LanguageModel) -> Measured:
+    prompts = config.held_out_prompts(reference.tokenizer)
+    return measure(policy, reference, prompts, new_tokens=config.new_tokens, seed=config.seed + 2)
+
+
+def _watch(config: FrontierConfig, reference: LanguageModel, total: int) -> runs.Watch:
+    every = max(1, total // config.measurements)
+    return runs.Watch(every, lambda policy: _measured(config, policy, reference).summary())
+
+
+@dataclass(frozen=True)
+class Options:
+    """Reproduce figure 2 (left) of the DPO paper: reward against divergence."""
+
+    out: Path = Path("runs/frontier")
+    """Folder of the study; an unfinished one is gone on with."""
+    workers: int = 2
+    """Policies that learn side by side, each on one core; 1 on a GPU."""
+    json: bool = False
+    """Print one JSON object as the last line of stdout."""
+    settings: Annotated[FrontierConfig, tyro.conf.arg(name="settings")] = field(
+        default_factory=FrontierConfig
+    )
+
+
+def command(arguments: Sequence[str]) -> None:
+    """`tether study frontier`."""
+    options = parse(Options, arguments, prog="tether study frontier")
+    found = run(options.settings, options.out, workers=options.workers)
+    report.show(found)
+    say(f"figure: {options.out / 'frontier.png'}; table: {options.out / 'frontier.json'}")
+    if options.json:
+        print_json(found)

@@ -1,0 +1,233 @@
+"""Runs of the sentiment studies: the steps they share, and policies watched while they learn."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tether.language.methods import find_method
+from tether.language.methods.reward import RewardConfig
+from tether.language.methods.rlhf import RLHFConfig
+from tether.language.methods.sft import SFTConfig
+from tether.language.models import LanguageModel
+from tether.language.reviews import prefixes
+from tether.language.setup import ROOM, Setup, load_language_model
+from tether.language.tokens import Prompt, Ranking
+from tether.learning.callbacks import BaseCallback
+from tether.learning.config import Config
+from tether.learning.durable import replaced
+from tether.learning.learner import Learner, Metrics
+from tether.learning.metrics import read_metrics
+from tether.learning.run import Run
+from tether.studies.sentiment import (
+    SentimentConfig,
+    openings,
+    pairs_in,
+    read_rankings,
+    sample_rankings,
+    write_rankings,
+)
+from tether.studies.trials import Result
+
+
+def tune(config: SentimentConfig, place: Path, *, positive: bool | None) -> LanguageModel:
+    """Tunes the base on openings of reviews: of those who liked the film, or of everybody."""
+    setup = config.setup()
+    demonstrations = openings(
+        setup.load_model().tokenizer,
+        config.demonstrations,
+        tokens=8 + config.new_tokens,
+        positive=positive,
+        seed=config.seed,
+    )
+    return learn(
+        place / "run",
+        "sft",
+        SFTConfig.load({**config.optimization(), "held_out": 0.0}),
+        setup,
+        demonstrations,
+        total_steps=len(demonstrations),
+        progress=True,
+    )
+
+
+def compare(settings: Mapping[str, Any], place: Path) -> Result:
+    """A trial: continuations by the tuned model, ranked by the gold scorer."""
+    config = shared(settings)
+    model = frozen(tuned_run(place), device=config.device)
+    prompts = prefixes(model.tokenizer, config.prompts, split="train", seed=config.seed)
+    rankings = sample_rankings(
+        model, prompts, samples=config.samples, new_tokens=config.new_tokens, seed=config.seed
+    )
+    write_rankings(place / "rankings.jsonl", rankings)
+    return {"pairs": len(pairs_in(rankings))}
+
+
+def score(settings: Mapping[str, Any], place: Path) -> Result:
+    """A trial: a reward model of these rankings; its accuracy on a tenth of them, held out."""
+    config = shared(settings)
+    rankings = rankings_of(place)
+    # A ranking counts once with all its pairs, and each of its completions is read once.
+    rows = max(1, config.batch_size // config.samples)
+    learn(
+        place / "run",
+        "reward",
+        RewardConfig.load(
+            {
+                **config.optimization(),
+                "batch_size": rows,
+                "micro_batch_size": rows,
+                "held_out": 0.1,
+            }
+        ),
+        config.setup(tuned_run(place)),
+        rankings,
+        total_steps=round(0.9 * len(rankings) * config.reward_epochs),
+        progress=True,
+    )
+    last = list(read_metrics(place / "run" / "metrics.jsonl"))[-1]
+    return {"accuracy": last["held_out/reward/accuracy"]}
+
+
+def ppo_config(config: SentimentConfig, **more: Any) -> RLHFConfig:
+    """PPO on short continuations, which need not end."""
+    return RLHFConfig.load(
+        {
+            **config.optimization(),
+            "minibatch_size": config.batch_size // 2,
+            "learning_rate": config.ppo_learning_rate,
+            "schedule": "constant",
+            "ppo_epochs": 2,
+            "max_new_tokens": config.new_tokens,
+            "missing_eos_score": None,
+            **more,
+        }
+    )
+
+
+def ppo_prompts(config: SentimentConfig, tokenizer: Any) -> list[Prompt]:
+    """Prefixes for PPO to continue; other draws than those that were compared."""
+    count = min(config.episodes, 20_000)
+    ids = prefixes(tokenizer, count, split="train", seed=config.seed + 1)
+    return [Prompt(tuple(i)) for i in ids]
+
+
+def shared(settings: Mapping[str, Any]) -> SentimentConfig:
+    """The part of a study's settings that all studies have."""
+    return SentimentConfig.load({name: settings[name] for name in SentimentConfig.model_fields})
+
+
+def tuned_run(place: Path) -> Path:
+    """Where the tuned model is, seen from the folder of another trial."""
+    return (place.parent / "sft" / "run").resolve()
+
+
+def rankings_of(place: Path) -> list[Ranking]:
+    """The rankings, seen from the folder of another trial."""
+    return read_rankings(place.parent / "rankings" / "rankings.jsonl")
+
+
+class Watch(BaseCallback):
+    """Measures the policy now and then while it learns; keeps the rows in ``measured.jsonl``.
+
+    Attributes:
+        rows: what was measured, each with its ``step``.
+    """
+
+    def __init__(
+        self, every: int, measurement: Callable[[LanguageModel], Mapping[str, float]]
+    ) -> None:
+        """Measures whenever training passes a multiple of so many steps.
+
+        Args:
+            every: distance between measurements, in learner steps.
+            measurement: a function of the policy alone.
+        """
+        self.every = every
+        self.measurement = measurement
+        self.rows: list[dict[str, float]] = []
+        self._previous = 0
+
+    def on_start(self, run: Run, learner: Learner) -> None:
+        """Takes up what was measured before, up to where a resumed run stands."""
+        self._previous = learner.steps
+        path = run.path / "measured.jsonl"
+        if path.exists():
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            self.rows = [row for row in rows if row["step"] <= learner.steps]
+
+    def on_iteration(self, run: Run, learner: Learner, metrics: Metrics) -> bool | None:
+        """Measures, if it is time."""
+        passed = learner.steps // self.every > self._previous // self.every
+        self._previous = learner.steps
+        if passed:
+            model: LanguageModel = getattr(learner, "language_model")  # noqa: B009
+            self.rows.append({"step": learner.steps, **self.measurement(model)})
+            with replaced(run.path / "measured.jsonl") as file:
+                file.write("".join(json.dumps(row) + "\n" for row in self.rows).encode())
+        return None
+
+
+def learn(
+    folder: Path,
+    method: str,
+    config: Config,
+    setup: Setup,
+    data: Sequence[Any],
+    *,
+    total_steps: int,
+    watch: Watch | None = None,
+    progress: bool = False,
+    **given: Any,
+) -> LanguageModel:
+    """Trains by a method in a run folder, from the start or from where it stopped.
+
+    Args:
+        folder: of the run; afterwards a model like any other (``tether generate FOLDER``).
+        method: its name.
+        config: its settings.
+        setup: the model to begin with.
+        data: token records.
+        total_steps: of the learner.
+        watch: measures meanwhile.
+        progress: show progress on stderr.
+        **given: further arguments of the learner.
+
+    Returns:
+        The model as it became.
+    """
+    model = setup.load_model()
+    learner = find_method(method)(
+        config, model, data, seed=setup.seed, total_steps=total_steps, **given
+    )
+    if (folder / "run.json").exists():
+        run = Run.open(folder)
+        run.resume(learner)
+    else:
+        spec = {
+            "room": ROOM,
+            "setup": setup.dump(),
+            "template": "plain",
+            "total_steps": total_steps,
+            "digest": "",
+        }
+        run = Run.create(folder, method=method, config=config.dump(), spec=spec)
+    with run:
+        run.train(
+            learner,
+            total_steps,
+            callbacks=() if watch is None else (watch,),
+            progress=progress,
+            progress_metric="loss",
+            keep_checkpoints=1,
+            sinks=(),
+        )
+    return model
+
+
+def frozen(run: Path, *, device: str) -> LanguageModel:
+    """A run's model, to compare others with."""
+    return dataclasses.replace(load_language_model(run, device=device), frozen=True)

@@ -1,0 +1,171 @@
+"""Trials: the pieces a study is made of, each done once, side by side, resumable at any moment.
+
+A trial has a name, settings and a folder of its own. Its function fills the folder and returns a
+JSON-able result; only a whole ``result.json`` counts as done. So a study that was killed does
+again no more than the trials under way, and these go on from their own checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from tether.arguments import say
+from tether.errors import UserError
+from tether.learning.durable import replaced
+
+Result: TypeAlias = dict[str, Any]
+TrialFunction: TypeAlias = Callable[[Mapping[str, Any], Path], Result]
+"""A function of a module, from settings and a folder to a JSON-able result."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A piece of a study.
+
+    Attributes:
+        name: of its folder; unique in the study.
+        function: what does it, importable by other processes.
+        settings: JSON-able; decide the result, together with what the trial reads of others.
+    """
+
+    name: str
+    function: TrialFunction
+    settings: Mapping[str, Any]
+
+
+def run_trials(
+    trials: Sequence[Trial], folder: Path, *, workers: int = 1, progress: bool = True
+) -> dict[str, Result]:
+    """Does what is left to do, and returns every result.
+
+    Args:
+        trials: independent of each other. Give the longest first where several work.
+        folder: of the study; trial NAME works in ``folder/NAME``.
+        workers: processes. 1: in this one, with all its threads; more: each with one thread.
+        progress: tell on stderr what is done.
+
+    Returns:
+        Results by name, in the order of `trials`.
+
+    Raises:
+        UserError: the folder holds a trial of this name with other settings, or what a trial
+            raised. Trials that are done stay done.
+        Interrupted: a trial was stopped by a signal; its checkpoint is saved.
+    """
+    waiting = []
+    results: dict[str, Result] = {}
+    for trial in trials:
+        done = _finished(trial, folder)
+        if done is None:
+            waiting.append(trial)
+        else:
+            results[trial.name] = done
+    if progress and results and waiting:
+        say(f"{len(results)} of {len(trials)} trials were done before")
+    report = _Report(len(waiting)) if progress else None
+    if workers <= 1 or len(waiting) <= 1:
+        for trial in waiting:
+            began = time.monotonic()
+            results[trial.name] = _carry_out(trial, folder)
+            if report is not None:
+                report(trial.name, time.monotonic() - began)
+    else:
+        results |= _side_by_side(waiting, folder, workers, report)
+    return {trial.name: results[trial.name] for trial in trials}
+
+
+def _side_by_side(
+    trials: Sequence[Trial], folder: Path, workers: int, report: _Report | None
+) -> dict[str, Result]:
+    results: dict[str, Result] = {}
+    # A forked copy of a process with threads may hang; a fresh one cannot.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_one_thread) as pool:
+        began = time.monotonic()
+        futures: dict[Future[Result], Trial] = {
+            pool.submit(_carry_out, trial, folder): trial for trial in trials
+        }
+        left = set(futures)
+        try:
+            while left:
+                done, left = wait(left, return_when=FIRST_COMPLETED)
+                for future in done:
+                    trial = futures[future]
+                    results[trial.name] = future.result()
+                    if report is not None:
+                        report(trial.name, time.monotonic() - began)
+        except BrokenProcessPool:
+            raise UserError(
+                "a process of the study was killed, perhaps for want of memory; give the command "
+                "again to go on, with fewer --workers if it happens again"
+            ) from None
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return results
+
+
+class _Report:
+    """A line on stderr for each trial that is done."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.done = 0
+        self.began = time.monotonic()
+
+    def __call__(self, name: str, seconds: float) -> None:
+        self.done += 1
+        passed = time.monotonic() - self.began
+        left = passed / self.done * (self.total - self.done)
+        rest = f", about {left:,.0f} s left" if left else ""
+        say(f"[{self.done}/{self.total}] {name}, {seconds:,.0f} s{rest}")
+
+
+def _finished(trial: Trial, folder: Path) -> Result | None:
+    """The result, if the trial is done; checks that its folder holds this trial and no other."""
+    place = folder / trial.name
+    settings, result = place / "settings.json", place / "result.json"
+    if settings.exists() and _read(settings) != json.loads(json.dumps(trial.settings)):
+        raise UserError(
+            f"{place} holds a trial with other settings; choose another --out, or remove it"
+        )
+    return _read(result) if result.exists() else None
+
+
+def _carry_out(trial: Trial, folder: Path) -> Result:
+    place = folder / trial.name
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        _write(place / "settings.json", trial.settings)
+    except OSError as error:
+        raise UserError(f"cannot write to {place}: {error.strerror or error}") from error
+    result = trial.function(trial.settings, place)
+    _write(place / "result.json", result)
+    return result
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    with replaced(path) as file:
+        file.write(json.dumps(content, indent=2, allow_nan=False).encode() + b"\n")
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}; remove it to do this trial again") from error
+
+
+def _one_thread() -> None:
+    """Before anything heavy is imported: workers share the cores, and do not fight for them."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = "1"

@@ -1,0 +1,115 @@
+"""Trials are done once, side by side or in turn, and a study goes on where it stopped."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tether.errors import UserError
+from tether.studies.trials import Trial, run_trials
+
+
+def square(settings, place):
+    with (place / "calls").open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    return {"value": settings["x"] ** 2}
+
+
+def fail(settings, place):
+    raise UserError(f"x is {settings['x']}; expected something else")
+
+
+def die(settings, place):
+    os._exit(9)
+
+
+def threads(settings, place):
+    return {"threads": os.environ.get("OMP_NUM_THREADS")}
+
+
+def squares(count):
+    return [Trial(f"square-{x}", square, {"x": x}) for x in range(count)]
+
+
+def calls(folder, name):
+    return (folder / name / "calls").read_text().split()
+
+
+def test_results_come_by_name_in_the_order_given(tmp_path):
+    found = run_trials(squares(3), tmp_path, progress=False)
+    assert found == {f"square-{x}": {"value": x * x} for x in range(3)}
+    assert list(found) == ["square-0", "square-1", "square-2"]
+
+
+def test_side_by_side_gives_what_one_by_one_does(tmp_path):
+    one = run_trials(squares(4), tmp_path / "one", progress=False)
+    two = run_trials(squares(4), tmp_path / "two", workers=2, progress=False)
+    assert one == two
+    workers = {pid for x in range(4) for pid in calls(tmp_path / "two", f"square-{x}")}
+    assert str(os.getpid()) not in workers
+
+
+def test_workers_have_one_thread_each(tmp_path):
+    trials = [Trial(name, threads, {}) for name in ("a", "b")]
+    found = run_trials(trials, tmp_path, workers=2, progress=False)
+    assert {result["threads"] for result in found.values()} == {"1"}
+
+
+def test_what_is_done_is_not_done_again(tmp_path):
+    run_trials(squares(2), tmp_path, progress=False)
+    run_trials(squares(3), tmp_path, progress=False)
+    assert [len(calls(tmp_path, f"square-{x}")) for x in range(3)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_after_an_error_the_rest_goes_on_from_there(tmp_path, workers):
+    broken = [*squares(2), Trial("later", fail, {"x": 7})]
+    with pytest.raises(UserError, match="x is 7"):
+        run_trials(broken, tmp_path, workers=workers, progress=False)
+    mended = [*squares(2), Trial("later", square, {"x": 7})]
+    found = run_trials(mended, tmp_path, workers=workers, progress=False)
+    assert found["later"] == {"value": 49}
+    assert len(calls(tmp_path, "square-0")) == 1
+
+
+def test_a_half_written_result_does_not_count(tmp_path):
+    run_trials(squares(1), tmp_path, progress=False)
+    result = tmp_path / "square-0" / "result.json"
+    result.rename(result.with_name("result.json.tmp"))
+    assert run_trials(squares(1), tmp_path, progress=False)["square-0"] == {"value": 0}
+    assert len(calls(tmp_path, "square-0")) == 2
+
+
+def test_other_settings_are_refused_and_nothing_is_touched(tmp_path):
+    run_trials([Trial("a", square, {"x": 1})], tmp_path, progress=False)
+    before = (tmp_path / "a" / "result.json").read_bytes()
+    with pytest.raises(UserError, match="other settings; choose another --out"):
+        run_trials([Trial("a", square, {"x": 2})], tmp_path, progress=False)
+    assert (tmp_path / "a" / "result.json").read_bytes() == before
+
+
+def test_a_damaged_result_is_named(tmp_path):
+    run_trials([Trial("a", square, {"x": 1})], tmp_path, progress=False)
+    (tmp_path / "a" / "result.json").write_text("{")
+    with pytest.raises(UserError, match=r"cannot read .*result\.json.*remove it"):
+        run_trials([Trial("a", square, {"x": 1})], tmp_path, progress=False)
+
+
+def test_a_killed_process_is_told_in_one_line(tmp_path):
+    trials = [Trial("a", die, {}), Trial("b", die, {})]
+    with pytest.raises(UserError, match="process of the study was killed") as error:
+        run_trials(trials, tmp_path, workers=2, progress=False)
+    assert "\n" not in str(error.value)
+
+
+def test_progress_names_what_is_done(tmp_path, capsys):
+    run_trials(squares(2), tmp_path)
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "[2/2] square-1" in told.err
+
+
+def test_settings_lie_beside_the_result(tmp_path):
+    run_trials([Trial("a", square, {"x": 3})], tmp_path, progress=False)
+    assert json.loads(Path(tmp_path / "a" / "settings.json").read_text()) == {"x": 3}
