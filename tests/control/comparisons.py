@@ -32,3 +32,15 @@ def measurements(run: Path) -> list[dict[str, float]]:
 def assert_equal_runs(ours: Path, theirs: Path) -> None:
     assert measurements(ours) == measurements(theirs)
     assert_equal_states(Run.open(ours).load(), Run.open(theirs).load())
+
+
+def mean_kl(old: Any, new: Any) -> float:
+    """Mean KL divergence of independent normals, or of one category, by definition in float64."""
+    if hasattr(old, "mean"):
+        (m, s), (n, t) = (
+            (d.mean.astype(float), np.exp(d.log_std.astype(float))) for d in (old, new)
+        )
+        return float((np.log(t / s) + (s**2 + (m - n) ** 2) / (2 * t**2) - 0.5).sum(-1).mean())
+    p, q = (np.exp(d.logits.astype(float)) for d in (old, new))
+    p, q = p / p.sum(-1, keepdims=True), q / q.sum(-1, keepdims=True)
+    return float((p * np.log(p / q)).sum(-1).mean())

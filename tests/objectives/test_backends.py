@@ -91,6 +91,9 @@ CASES = {
     "bernoulli_kl": Case(lambda p, q, m: o.bernoulli_kl(p, q), 2, masked=False),
     "bernoulli_entropy": Case(lambda p, m: o.bernoulli_entropy(p), 1, masked=False),
     "kl_k1": Case(o.kl_k1, 1),
+    "trust_region_projection": Case(
+        lambda g, k, m: o.trust_region_projection(g, k, 0.1), 2, masked=False
+    ),
     "kl_k2": Case(o.kl_k2, 1),
     "kl_k3": Case(o.kl_k3, 1),
     "bradley_terry": Case(lambda a, b, p, m: o.bradley_terry(a, b, p, m, noise=0.1), 3),
@@ -289,6 +292,7 @@ def test_the_public_names_are_the_ones_that_exist():
         (lambda: o.k_wise(np.ones((3, 1))), r"\(3, 1\).* at least 2"),
         (lambda: o.natural_step(lambda v: v, np.ones(3), 0.0), "max_kl is 0.0"),
         (lambda: o.conjugate_gradient(lambda v: v, np.ones(3), -1), "iterations is -1"),
+        (lambda: o.trust_region_projection(np.ones(3), np.ones(3), -1.0), "max_slope is -1.0"),
         (lambda: o.line_search(lambda s: (0, 0), np.ones(3), max_kl=1.0, shrink=1.0), "shrink is"),
         (lambda: o.line_search(lambda s: (0, 0), np.ones(3), max_kl=1.0, candidates=0), "candid"),
     ],

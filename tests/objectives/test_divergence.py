@@ -230,6 +230,19 @@ def test_ppos_rule_halves_and_doubles(kl, expected, backend):
 
 
 @pytest.mark.parametrize(
+    ("kl", "expected"),
+    [(0.01, 1.0), (0.019, 1.0), (0.021, 1 / 1.5), (9.0, 1 / 1.5), (0.006, 1.0), (0.004, 1.5)],
+)
+def test_the_step_size_follows_the_divergence(kl, expected, backend):
+    found = backend.value(
+        lambda r, k: o.kl_adaptive_step_size(r, k, 0.01), np.array(3.0), np.array(kl)
+    )
+    assert found == pytest.approx(3.0 * expected)
+    assert float(o.kl_adaptive_step_size(3.0, kl, 0.01)) == pytest.approx(3.0 * expected)
+    assert float(o.kl_adaptive_step_size(3.0, float("nan"), 0.01)) == 3.0
+
+
+@pytest.mark.parametrize(
     ("kl", "error"), [(6.0, 0.0), (6.6, 0.1), (5.4, -0.1), (60.0, 0.2), (0.0, -0.2), (-3.0, -0.2)]
 )
 def test_zieglers_rule_is_proportional_and_bounded(kl, error, backend):
@@ -239,6 +252,12 @@ def test_zieglers_rule_is_proportional_and_bounded(kl, error, backend):
     expected = 0.15 * (1 + error * 512 / 10_000)
     assert found == pytest.approx(expected, rel=1e-12)
     assert float(o.ziegler_adaptive_beta(0.15, kl, 6.0, 512, 10_000)) == pytest.approx(expected)
+
+
+def test_zieglers_rule_never_comes_to_pay_for_leaving_the_reference():
+    with pytest.raises(ValueError, match="horizon is 10 with n = 64: give more than n / 5"):
+        o.ziegler_adaptive_beta(0.05, 0.0, 6.0, 64, 10)
+    assert float(o.ziegler_adaptive_beta(0.05, 0.0, 6.0, 64, 13)) > 0
 
 
 def test_a_price_is_a_plain_number_or_an_array_as_it_came(single):

@@ -312,6 +312,10 @@ def test_normalized_advantages_have_mean_zero_and_deviation_one(backend):
     assert kept.mean() == pytest.approx(0, abs=1e-12)
     assert kept.std() == pytest.approx(1, rel=1e-7)
     assert np.all(backend.value(o.normalize_advantage, np.full(9, 4.0)) == 0)
+    # The mean of equal numbers need not be equal to them.
+    equal = np.full((48, 100), 0.1, np.float32)
+    assert np.all(backend.value(o.normalize_advantage, equal) == 0)
+    assert np.all(o.normalize_advantage(np.full(64, 0.1)) == 0)
 
 
 def test_behaviour_cloning_is_the_negative_log_likelihood(autodiff):

@@ -267,3 +267,21 @@ def test_a_compiled_loop_gives_what_the_unrolled_one_gives():
     assert bool(also.accepted) and bool(found.accepted)
     np.testing.assert_allclose(also.kl, found.kl, rtol=1e-4)
     assert step.dtype == np.float32 and found.kl.dtype == np.float32
+
+
+def test_the_projection_is_the_nearest_direction_that_is_slow_enough(backend):
+    rng = np.random.default_rng(0)
+    g, k = rng.normal(size=(2, 200, 3))
+    k[0] = 0.0
+    z = backend.value(lambda g, k: o.trust_region_projection(g, k, 0.5), g, k)
+    slope = (k * z).sum(-1)
+    free = (k * g).sum(-1) <= 0.5
+    assert 20 < free.sum() < 180
+    np.testing.assert_array_equal(z[free], g[free])
+    np.testing.assert_allclose(slope[~free], 0.5)
+    # Nearest: no other direction that respects the bound lies closer to g.
+    for _ in range(50):
+        other = z + rng.normal(size=z.shape) * rng.choice([0.01, 0.3])
+        allowed = (k * other).sum(-1) <= 0.5
+        closer = ((other - g) ** 2).sum(-1) < ((z - g) ** 2).sum(-1)
+        assert not (allowed & closer).any()

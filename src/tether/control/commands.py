@@ -25,13 +25,15 @@ class TrainOptions:
     preset: str = "default"
     """default (what scores best) or paper (the method's publication)."""
     total_steps: int = 1_000_000
-    """Environment steps to take."""
+    """Environment steps to take; for bc, pairs to learn from."""
     seed: int = 0
     """Decides everything random: same seed, same numbers."""
     seeds: str | None = None
     """Several seeds in one process, such as 0,1,2; each gets its own run folder."""
     out: Path | None = None
     """Folder of the run (new or empty); runs/METHOD-ENV-SEED-TIME if not given."""
+    init_from: Path | None = None
+    """Another run, of equal spaces and network, whose policy to begin with."""
     config: Path | None = None
     """TOML file with settings; options on the command line win."""
     env_kwargs: str = "{}"
@@ -77,6 +79,7 @@ def train(arguments: Sequence[str]) -> None:
         total_steps=options.total_steps,
         seed=options.seed,
         out=options.out,
+        init_from=options.init_from,
         env_kwargs=kwargs,
         threads=options.threads,
         checkpoint_every=options.checkpoint_every,
@@ -132,6 +135,8 @@ class EvaluateOptions:
     """Sample actions instead of taking the most probable."""
     video: Path | None = None
     """Also film one episode into this MP4 file."""
+    record: Path | None = None
+    """Also keep the episodes in this folder (new or empty), as demonstrations for bc."""
     json: bool = False
     """Print one JSON object as the last line of stdout."""
 
@@ -144,8 +149,11 @@ def evaluate(arguments: Sequence[str]) -> None:
         episodes=options.episodes,
         seed=options.seed,
         deterministic=not options.sampled,
+        record=options.record,
     )
     result: dict[str, Any] = {"run": str(options.run), **evaluation.summary()}
+    if options.record is not None:
+        result["demonstrations"] = str(options.record)
     if options.video is not None:
         from tether.control.video import film
 
@@ -155,6 +163,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         f"return {result['return_mean']:.1f} +- {result['return_std']:.1f} over "
         f"{result['episodes']} episodes"
         + (f"; film: {options.video}" if options.video is not None else "")
+        + (f"; demonstrations: {options.record}" if options.record is not None else "")
     )
     if options.json:
         print_json(result)
@@ -224,6 +233,7 @@ def _train_seeds(method: str, options: TrainOptions, config: Any, kwargs: dict[s
         preset=options.preset,
         total_steps=options.total_steps,
         out=options.out,
+        init_from=options.init_from,
         env_kwargs=kwargs,
         checkpoint_every=options.checkpoint_every,
         sinks=options.sinks,

@@ -198,6 +198,18 @@ class ActionHead(NamedTuple):
         bits: np.ndarray = action.reshape(-1, *(space.shape or ())).astype(space.dtype)
         return bits
 
+    def from_environment(self, action: np.ndarray) -> np.ndarray:
+        """Undo :meth:`to_environment`: actions (B, ...) of the space as a policy stores them.
+
+        What clipping took away does not come back. Nothing is checked: see
+        :mod:`tether.control.demonstrations`.
+        """
+        rows: np.ndarray = action.reshape(len(action), -1)
+        if isinstance(self.space, gym.spaces.Discrete | gym.spaces.MultiDiscrete):
+            rows = rows - np.ravel(self.space.start)
+        stored: np.ndarray = rows.astype(self.dtype)
+        return stored
+
 
 def action_head(space: gym.Space[Any]) -> ActionHead:
     """The head for a Box, Discrete, MultiDiscrete or MultiBinary space.

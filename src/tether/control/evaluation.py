@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tether.control.demonstrations import Recorder
 from tether.control.envs import VectorEnv
 from tether.control.policy import Policy
 from tether.errors import UserError
@@ -39,6 +40,7 @@ def evaluate(
     episodes: int = 20,
     seed: int = EVALUATION_SEED,
     deterministic: bool = True,
+    recorder: Recorder | None = None,
 ) -> Evaluation:
     """Run `episodes` whole episodes with frozen parameters and normalization.
 
@@ -51,6 +53,7 @@ def evaluate(
         episodes: how many episodes, at least 1.
         seed: environment i starts from seed + i; also decides the noise of sampled actions.
         deterministic: the most probable action, else samples.
+        recorder: keeps what happens in the episodes that count.
 
     Raises:
         UserError: episodes or seed is out of range.
@@ -73,7 +76,12 @@ def evaluate(
         action = (
             distribution.mode() if deterministic else distribution.sample(head.noise(rng, (count,)))
         )
-        step = env.step(head.to_environment(action))
+        given = head.to_environment(action)
+        if recorder is not None:
+            recorder.before(observation, given)
+        step = env.step(given)
+        if recorder is not None:
+            recorder.after(step, finished < share)
         running += step.reward
         length += 1
         for n in np.flatnonzero(step.terminated | step.truncated):

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections import deque
+from abc import abstractmethod
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from tether.control.envs import VectorEnv
-from tether.control.normalization import ObservationNormalizer, RewardScaler
-from tether.control.policy import Policy, PolicySpec
+from tether.control.normalization import RewardScaler
+from tether.control.policy_learner import PolicyConfig, PolicyLearner, check_finite
 from tether.control.rollout import Collector, Rollout
-from tether.errors import NonFiniteError
-from tether.learning.config import Config
 from tether.learning.learner import Metrics, State
-
-RETURN_WINDOW = 100
-"""Episodes over which the training return is averaged (the paper's "last 100 episodes")."""
-
 
 MAY_BE_UNDEFINED = frozenset({"value/explained_variance"})
 """Metrics that are NaN without harm: nothing is explained where all targets are equal."""
 
 
-class OnPolicyConfig(Config):
+class OnPolicyConfig(PolicyConfig):
     """Settings shared by every on-policy method."""
 
     num_envs: int = Field(32, ge=1)
@@ -38,10 +30,6 @@ class OnPolicyConfig(Config):
     """GAE's lambda. 1 is the Monte-Carlo advantage, 0 the one-step TD error (usual: 0.9-0.98)."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the tanh layers of the policy and of the value network, which are separate."""
-    initial_log_std: float = -1.0
-    """Log standard deviation every Box action starts with. Raising it explores more."""
-    normalize_observation: bool = True
-    """Normalize observations by their running mean and standard deviation."""
     normalize_reward: bool = True
     """Divide rewards by the running standard deviation of the discounted return."""
 
@@ -56,52 +44,28 @@ class OnPolicyConfig(Config):
         return self
 
 
-class OnPolicyLearner(ABC):
+class OnPolicyLearner(PolicyLearner):
     """Collect, estimate, update: the skeleton of REINFORCE, A2C, TRPO and PPO.
 
     A method derives from it, creates its own parameters in `init` and moves them in `update`.
-
-    Args:
-        config: the method's settings.
-        env: a vector environment nobody else steps.
-        seed: decides everything random: weights, environments, actions, minibatches.
-        total_steps: environment steps the run is meant to take, for schedules.
     """
 
     config: OnPolicyConfig
-    config_class: ClassVar[type[OnPolicyConfig]] = OnPolicyConfig
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {}}
+    config_class: ClassVar[type[PolicyConfig]] = OnPolicyConfig
 
-    def __init__(
-        self, config: OnPolicyConfig, env: VectorEnv, *, seed: int, total_steps: int
-    ) -> None:
-        self.config = config
-        self.env = env
-        self.total_steps = total_steps
+    def _begin(self, seed: int, weights: np.random.Generator) -> None:
+        config, env = self.config, self.env
         self.iterations = 0
         self._started = 0
-        weights, self.rng, acting = (
-            np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3)
-        )
-        self._acting = acting
-        self.spec = PolicySpec.of(
-            env.source_observation_space,
-            env.action_space,
-            config.hidden,
-            config.normalize_observation,
-        )
-        normalizer = (
-            ObservationNormalizer(self.spec.observation_space.shape)
-            if self.spec.normalize
-            else None
-        )
-        self.policy = Policy(self.spec, self.spec.init(weights, config.initial_log_std), normalizer)
         scaler = RewardScaler(env.num_envs, config.gamma) if config.normalize_reward else None
-        self.collector = Collector(env, self.policy, acting, scaler)
-        self._recent: deque[tuple[float, int]] = deque(maxlen=RETURN_WINDOW)
-        self._episodes = 0
+        self.collector = Collector(env, self.policy, self._acting, scaler)
         self.init(weights)
         self.collector.reset(seed)
+
+    @classmethod
+    def environments(cls, config: Any) -> int:
+        """The setting `num_envs`."""
+        return int(config.num_envs)
 
     @abstractmethod
     def init(self, rng: np.random.Generator) -> None:
@@ -133,19 +97,11 @@ class OnPolicyLearner(ABC):
         """One rollout and one update."""
         self._started = self.steps
         rollout = self.collector.collect(self.config.steps_per_iteration // self.config.num_envs)
-        self._recent.extend(
-            zip(rollout.episode_returns.tolist(), rollout.episode_lengths.tolist(), strict=True)
-        )
-        self._episodes += len(rollout.episode_returns)
+        self._episodes.extend(rollout.episode_returns.tolist(), rollout.episode_lengths.tolist())
         metrics = self.update(rollout)
         self.iterations += 1
-        for name, value in metrics.items():
-            if not np.isfinite(value) and name not in MAY_BE_UNDEFINED:
-                raise NonFiniteError(
-                    f"{name} became {value} at step {self.steps}: the update diverged; lower the "
-                    "learning rate or check the reward's scale (the last checkpoint is intact)"
-                )
-        return {**self._returns(), **metrics}
+        check_finite(metrics, self.steps, MAY_BE_UNDEFINED)
+        return {**self._episodes.metrics(), **metrics}
 
     def state(self) -> State:
         """Everything that decides the future of the run."""
@@ -153,49 +109,17 @@ class OnPolicyLearner(ABC):
             "policy": self.policy.state(),
             "collector": self.collector.state(),
             "method": self.method_state(),
-            "rng": dict(self.rng.bit_generator.state),
-            "acting_rng": dict(self._acting.bit_generator.state),
+            **self._random_state(),
             "iterations": self.iterations,
-            "episodes": self._episodes,
-            "recent_returns": np.array([r for r, _ in self._recent], float),
-            "recent_lengths": np.array([n for _, n in self._recent], np.int64),
+            **self._episodes.state(),
         }
 
     def restore(self, state: State) -> None:
         """Undo :meth:`state`: the run continues with the same numbers."""
         restored: Any = state
-        policy = Policy.from_state(self.spec, restored["policy"])
-        self.policy.parameters = policy.parameters
-        if self.policy.normalizer is not None:
-            self.policy.normalizer.restore(restored["policy"]["normalizer"])
+        self._take_policy(restored["policy"])
         self.collector.restore(restored["collector"])
         self.restore_method(restored["method"])
-        self.rng.bit_generator.state = restored["rng"]
-        self._acting.bit_generator.state = restored["acting_rng"]
+        self._restore_random(restored)
         self.iterations = int(restored["iterations"])
-        self._episodes = int(restored["episodes"])
-        self._recent.clear()
-        self._recent.extend(
-            zip(
-                restored["recent_returns"].tolist(),
-                restored["recent_lengths"].tolist(),
-                strict=True,
-            )
-        )
-
-    def close(self) -> None:
-        """Release the environments."""
-        self.env.close()
-
-    def _returns(self) -> Metrics:
-        if not self._recent:
-            return {"episode/count": self._episodes}
-        returns, lengths = zip(*self._recent, strict=True)
-        return {
-            "return/mean": float(np.mean(returns)),
-            "return/std": float(np.std(returns)),
-            "return/min": float(np.min(returns)),
-            "return/max": float(np.max(returns)),
-            "episode/length": float(np.mean(lengths)),
-            "episode/count": self._episodes,
-        }
+        self._episodes.restore(restored)

@@ -111,7 +111,7 @@ def forward(network: Network, observation: Array) -> Array:
         tanh = jnp.tanh
     x = observation
     if network.convolutions:
-        x = _encode(network.convolutions, x)
+        x = encode(network.convolutions, x)
     for weight, bias in network.dense[:-1]:
         x = tanh(x @ weight + bias)
     weight, bias = network.dense[-1]
@@ -122,7 +122,8 @@ def _convolutions_for(shape: tuple[int, ...]) -> tuple[tuple[int, int, int], ...
     return CONVOLUTIONS if min(shape[:2]) >= 36 else SMALL_CONVOLUTIONS
 
 
-def _encode(convolutions: tuple[Layer, ...], image: Array) -> Array:
+def encode(convolutions: tuple[Layer, ...], image: Array) -> Array:
+    """Features (B, D) of images (B, H, W, C) uint8."""
     import jax
     from jax import lax
     from jax import numpy as jnp

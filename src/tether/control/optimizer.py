@@ -1,4 +1,4 @@
-"""Adam for networks this small, and how its moments are saved."""
+"""Adam and RMSprop for networks this small, and how their moments are saved."""
 
 from __future__ import annotations
 
@@ -19,10 +19,19 @@ def adam(epsilon: float, max_grad_norm: float | None) -> optax.GradientTransform
 
     It works on one flat vector: on a dozen small arrays Adam is a dozen small kernels.
     """
-    transforms = [optax.scale_by_adam(eps=epsilon)]
-    if max_grad_norm is not None:
-        transforms.insert(0, optax.clip_by_global_norm(max_grad_norm))
-    return optax.flatten(optax.chain(*transforms))
+    return _clipped(optax.scale_by_adam(eps=epsilon), max_grad_norm)
+
+
+def rmsprop(
+    decay: float, epsilon: float, max_grad_norm: float | None
+) -> optax.GradientTransformation:
+    """RMSprop's direction, without a step size, for gradients clipped to `max_grad_norm`.
+
+    g / (sqrt(v) + epsilon), v starting from zero, as PyTorch has it and as A2C's published settings
+    mean it.
+    """
+    scale = optax.scale_by_rms(decay=decay, eps=epsilon, eps_in_sqrt=False)
+    return _clipped(scale, max_grad_norm)
 
 
 def descend(
@@ -48,3 +57,12 @@ def moments_from_state(like: Any, state: Any) -> Any:
     """Undo :func:`moments_to_state`; `like` has the tree's structure."""
     leaves = [state[str(i)] for i in range(len(state))]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _clipped(
+    scale: optax.GradientTransformation, max_grad_norm: float | None
+) -> optax.GradientTransformation:
+    transforms = [scale]
+    if max_grad_norm is not None:
+        transforms.insert(0, optax.clip_by_global_norm(max_grad_norm))
+    return optax.flatten(optax.chain(*transforms))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import resource
@@ -15,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 
+from tether.control.demonstrations import Recorder
 from tether.control.envs import VectorEnv, make
 from tether.control.evaluation import EVALUATION_SEED, Evaluation, evaluate
-from tether.control.learner import OnPolicyConfig, OnPolicyLearner
 from tether.control.methods import find_method
 from tether.control.policy import Policy, PolicySpec
+from tether.control.policy_learner import PolicyConfig, PolicyLearner
 from tether.errors import UserError
 from tether.learning.callbacks import BaseCallback, Callback
 from tether.learning.learner import Learner, Metrics
@@ -71,7 +74,7 @@ class Trained:
 
 def configure(
     method: str, preset: str = "default", settings: Mapping[str, Any] | None = None
-) -> OnPolicyConfig:
+) -> PolicyConfig:
     """The validated settings of `method`: a preset with `settings` laid over it.
 
     Raises:
@@ -82,8 +85,7 @@ def configure(
         raise UserError(
             f"unknown preset {preset!r} of {method}; known: {', '.join(learner.presets)}"
         )
-    config_class: type[OnPolicyConfig] = learner.config_class
-    return config_class.load({**learner.presets[preset], **(settings or {})})
+    return learner.config_class.load({**learner.presets[preset], **(settings or {})})
 
 
 def train(
@@ -94,6 +96,7 @@ def train(
     total_steps: int = 1_000_000,
     seed: int = 0,
     out: str | Path | None = None,
+    init_from: str | Path | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     threads: int | None = None,
     checkpoint_every: int | None = None,
@@ -108,9 +111,10 @@ def train(
         method: one of :data:`tether.control.methods.METHODS`.
         env: a Gymnasium id, or a function that makes an environment.
         preset: "default" (what scores best) or "paper".
-        total_steps: environment steps; rounded up to whole iterations.
+        total_steps: environment steps (behaviour cloning: pairs); rounded up to whole iterations.
         seed: decides everything random.
         out: the run's folder, new or empty; `runs/<method>-<env>-<seed>-<time>` when not given.
+        init_from: another run, of equal spaces and network, whose policy to begin with.
         env_kwargs: passed to `gymnasium.make`.
         threads: physics threads; every core up to 8 when not given. Results do not depend on it.
         checkpoint_every: save whenever training passes a multiple of so many steps; every minute
@@ -126,15 +130,14 @@ def train(
     check_budget(total_steps, seed)
     check_sinks(sinks)
     config = configure(method, preset, settings)
+    kind = find_method(method)
+    initial = load(init_from) if init_from is not None else None
     threads = threads if threads is not None else default_threads()
-    world = make(env, config.num_envs, threads=threads, **(env_kwargs or {}))
+    world = make(env, kind.environments(config), threads=threads, **(env_kwargs or {}))
+    learner: PolicyLearner | None = None
     try:
-        policy_spec = PolicySpec.of(
-            world.source_observation_space,
-            world.action_space,
-            config.hidden,
-            config.normalize_observation,
-        )
+        # Before the run's folder, so that a mistake which only the learner notices leaves none.
+        learner = kind(config, world, seed=seed, total_steps=total_steps, initial=initial)
         spec = {
             "env": env if isinstance(env, str) else None,
             "env_name": world.id,
@@ -142,8 +145,11 @@ def train(
             "seed": seed,
             "total_steps": total_steps,
             "preset": preset,
-            "policy": policy_spec.to_json(),
+            "policy": learner.spec.to_json(),
         }
+        if initial is not None:
+            source = str(Path(str(init_from)).resolve())
+            spec["init_from"] = {"run": source, "policy": _fingerprint(initial)}
         run = Run.create(
             Path(out) if out is not None else default_folder(method, world.id, seed),
             method=method,
@@ -151,10 +157,9 @@ def train(
             spec=spec,
         )
         with run:
-            learner = find_method(method)(config, world, seed=seed, total_steps=total_steps)
             return _train(run, learner, total_steps, callbacks, sinks, progress, checkpoint_every)
     finally:
-        world.close()
+        (learner or world).close()
 
 
 def resume(
@@ -186,16 +191,19 @@ def resume(
     check_budget(total, int(spec["seed"]))
     check_sinks(sinks)
     config = configure(opened.method, spec["preset"], opened.config)
-    world = _environment(opened, env, config.num_envs, threads)
+    kind = find_method(opened.method)
+    initial = _initial_policy(opened)
+    world = _environment(opened, env, kind.environments(config), threads)
+    learner: PolicyLearner | None = None
     try:
         with opened:
-            learner = find_method(opened.method)(
-                config, world, seed=int(spec["seed"]), total_steps=total
+            learner = kind(
+                config, world, seed=int(spec["seed"]), total_steps=total, initial=initial
             )
             opened.resume(learner)
             return _train(opened, learner, total, callbacks, sinks, progress, checkpoint_every)
     finally:
-        world.close()
+        (learner or world).close()
 
 
 def load(run: str | Path) -> Policy:
@@ -220,14 +228,30 @@ def evaluate_run(
     seed: int = EVALUATION_SEED,
     deterministic: bool = True,
     env: EnvLike | None = None,
+    record: str | Path | None = None,
 ) -> Evaluation:
-    """Evaluate a run's policy in its own environment; see :mod:`tether.control.evaluation`."""
+    """Evaluate a run's policy in its own environment; see :mod:`tether.control.evaluation`.
+
+    `record` is a folder, new or empty, that keeps the episodes as demonstrations; see
+    :mod:`tether.control.demonstrations`.
+    """
     policy = load(run)
+    recorder = Recorder(record) if record is not None else None
     world = _environment(Run.open(run), env, max(1, min(episodes, 20)), None)
     try:
-        return evaluate(policy, world, episodes=episodes, seed=seed, deterministic=deterministic)
+        result = evaluate(
+            policy,
+            world,
+            episodes=episodes,
+            seed=seed,
+            deterministic=deterministic,
+            recorder=recorder,
+        )
     finally:
         world.close()
+    if recorder is not None:
+        recorder.save(env=world.id, source_space=policy.spec.source_space, head=policy.spec.head)
+    return result
 
 
 def check_budget(total_steps: int, seed: int) -> None:
@@ -262,6 +286,33 @@ def _environment(run: Run, env: EnvLike | None, num_envs: int, threads: int | No
     return make(source, num_envs, threads=threads, **run.spec["env_kwargs"])
 
 
+def _initial_policy(run: Run) -> Policy | None:
+    """The policy a run began with, which it needs again if it died before its first checkpoint."""
+    source = run.spec.get("init_from")
+    if source is None or run.checkpoints():
+        return None
+    policy = load(source["run"])
+    if _fingerprint(policy) != source["policy"]:
+        raise UserError(
+            f"run {run.path} has no checkpoint, and {source['run']}, whose policy it began with, "
+            "has learnt since; start it again with tether train"
+        )
+    return policy
+
+
+def _fingerprint(policy: Policy) -> str:
+    """A SHA-256 over a policy's numbers."""
+    digest = hashlib.sha256()
+    network, log_std = policy.parameters
+    arrays = [a for layers in network for layer in layers for a in layer] + [log_std]
+    if policy.normalizer is not None:
+        moments = policy.normalizer.moments
+        arrays += [moments.mean, moments.variance]
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
 class _Clock(BaseCallback):
     """Notes when the first iteration of this process ended: it is the one that compiles."""
 
@@ -278,6 +329,13 @@ class _Clock(BaseCallback):
         if not self.first[0]:
             self.first = (learner.steps - self.start_steps, time.perf_counter() - self.start)
         return None
+
+
+class _StopWhenFinished(BaseCallback):
+    """Ends a training that has nothing left to learn, such as one that stops early."""
+
+    def on_iteration(self, run: Run, learner: Learner, metrics: Metrics) -> bool | None:
+        return False if getattr(learner, "finished", False) else None
 
 
 class _QuickHandOver:
@@ -312,7 +370,7 @@ _QUICK_HAND_OVER = _QuickHandOver()
 
 def _train(
     run: Run,
-    learner: OnPolicyLearner,
+    learner: PolicyLearner,
     total_steps: int,
     callbacks: Sequence[Callback],
     sinks: Sequence[str],
@@ -320,18 +378,15 @@ def _train(
     checkpoint_every: int | None,
 ) -> Trained:
     clock = _Clock()
-    try:
-        with _QUICK_HAND_OVER:
-            metrics = run.train(
-                learner,
-                total_steps,
-                checkpoint_every=checkpoint_every,
-                callbacks=(clock, *callbacks),
-                sinks=sinks,
-                progress=progress,
-            )
-    finally:
-        learner.close()
+    with _QUICK_HAND_OVER:
+        metrics = run.train(
+            learner,
+            learner.steps if learner.finished else total_steps,
+            checkpoint_every=checkpoint_every,
+            callbacks=(clock, _StopWhenFinished(), *callbacks),
+            sinks=sinks,
+            progress=progress,
+        )
     if not metrics and run.metrics_path.exists():
         # Nothing was left to do: the run's last measurements still stand.
         for row in read_metrics(run.metrics_path)[-1:]:

@@ -13,6 +13,7 @@ from .divergence import (
     categorical_kl,
     diagonal_gaussian_entropy,
     diagonal_gaussian_kl,
+    kl_adaptive_step_size,
     kl_k1,
     kl_k2,
     kl_k3,
@@ -36,7 +37,13 @@ from .policy_gradient import (
 from .preference import bradley_terry, dpo, dpo_implicit_reward, ipo, k_wise
 from .reduction import Reduction, masked_mean, masked_sum
 from .returns import discounted_return, gae, reverse_linear_recurrence, td_error
-from .trust_region import LineSearch, conjugate_gradient, line_search, natural_step
+from .trust_region import (
+    LineSearch,
+    conjugate_gradient,
+    line_search,
+    natural_step,
+    trust_region_projection,
+)
 
 __all__ = [
     "LineSearch",
@@ -62,6 +69,7 @@ __all__ = [
     "gae",
     "ipo",
     "k_wise",
+    "kl_adaptive_step_size",
     "kl_k1",
     "kl_k2",
     "kl_k3",
@@ -81,6 +89,7 @@ __all__ = [
     "simpo",
     "surrogate",
     "td_error",
+    "trust_region_projection",
     "unlikelihood",
     "value_loss",
     "ziegler_adaptive_beta",

@@ -227,6 +227,28 @@ def ppo_adaptive_beta(beta: Scalar, kl: Scalar, target: Scalar) -> Scalar:
     return xp.where(xp.asarray(kl > target * 1.5), beta * 2.0, lower)[()]
 
 
+def kl_adaptive_step_size(rate: Scalar, kl: Scalar, target: Scalar) -> Scalar:
+    """The next step size of an optimizer: smaller when the policy moved too far, else larger.
+
+    rate / 1.5 where kl > 2 target;   1.5 rate where kl < target / 2;   else rate
+
+    Args:
+        rate: Step size of the last update.
+        kl: Mean KL divergence that the update reached, in nats.
+        target: KL divergence wanted per update, in nats; usually 0.002 to 0.01.
+
+    Returns:
+        The next step size; unchanged when `kl` is NaN.
+
+    Source:
+        PPO (2017), footnote 3, "vanilla policy gradient with adaptive step size"; the factors are
+        those of OpenAI Baselines' ACKTR for continuous control.
+    """
+    xp = namespace(rate, kl)
+    larger = xp.where(xp.asarray(kl < target / 2.0), rate * 1.5, rate)
+    return xp.where(xp.asarray(kl > target * 2.0), rate / 1.5, larger)[()]
+
+
 def ziegler_adaptive_beta(
     beta: Scalar, kl: Scalar, target: Scalar, n: int, horizon: Scalar
 ) -> Scalar:
@@ -243,11 +265,18 @@ def ziegler_adaptive_beta(
         horizon: Episodes in which beta may change by a fifth; 10,000 in the paper's code.
 
     Returns:
-        The next beta.
+        The next beta, above 0 if `beta` is.
+
+    Raises:
+        ValueError: a horizon of n / 5 or less, with which beta could come to 0 or below.
 
     Source:
         Ziegler et al., "Fine-tuning language models from human preferences" (2019), section 2.2.
     """
+    if isinstance(horizon, int | float) and not 0.2 * n < horizon:
+        raise ValueError(
+            f"horizon is {horizon} with n = {n}: give more than n / 5, such as {10 * n}"
+        )
     xp = namespace(beta, kl)
     error = xp.clip(xp.asarray(kl / target - 1.0), -0.2, 0.2)
     return beta * (1.0 + error * (n / horizon))

@@ -337,7 +337,8 @@ def normalize_advantage(advantage: Array, mask: Array | None = None) -> Array:
         mask: Boolean, same shape; true where an element counts.
 
     Returns:
-        Same shape and dtype, without units; zero where masked. Equal advantages become zeros.
+        Same shape and dtype, without units; zero where masked. Advantages that are equal up to
+        rounding become zeros.
 
     Raises:
         ValueError: When the arrays differ in their number of axes.
@@ -346,7 +347,11 @@ def normalize_advantage(advantage: Array, mask: Array | None = None) -> Array:
     same_rank(advantage=advantage, mask=mask)
     advantage = keep(xp, mask, advantage)
     mean, variance = _moments(advantage, mask)
-    return keep(xp, mask, (advantage - mean) / (xp.sqrt(variance) + 1e-8))
+    # Equal numbers differ from their own mean by rounding, which is not to be scaled up.
+    rounding = 8.0 * float(xp.finfo(advantage.dtype).eps) * xp.max(xp.abs(advantage))
+    deviation = xp.sqrt(variance) + 1e-8
+    scale = xp.where(variance > rounding * rounding, deviation, xp.full_like(deviation, math.inf))
+    return keep(xp, mask, (advantage - mean) / scale)
 
 
 def _moments(values: Array, mask: Array | None) -> tuple[Array, Array]:

@@ -1,4 +1,6 @@
-"""The natural step of TRPO: solve by conjugate gradients, scale to the region, search the line.
+"""Steps within a trust region: TRPO's in parameters, ACER's in a distribution's own statistics.
+
+TRPO's natural step: solve by conjugate gradients, scale to the region, search the line.
 
 Vectors are flat arrays of one library; the curvature is a callable v -> H v. Nothing here asks an
 array for its value, so all of it can be compiled: each search makes a fixed number of rounds, and
@@ -7,8 +9,11 @@ them to a compiled loop instead, in JAX for example
 
     loop = lambda round_, state, times: jax.lax.fori_loop(0, times, lambda _, s: round_(s), state)
 
+ACER's projection has a closed form and needs no curvature.
+
 Source:
-    Schulman et al., "Trust region policy optimization" (2015), appendix C.
+    Schulman et al., "Trust region policy optimization" (2015), appendix C; Wang et al., "Sample
+    efficient actor-critic with experience replay" (2017), section 3.3.
 """
 
 from __future__ import annotations
@@ -214,6 +219,41 @@ def line_search(
     )
     _, best, found = loop(round_, (step, still, nothing), candidates)
     return best, found
+
+
+def trust_region_projection(
+    gradient: Array, kl_gradient: Array, max_slope: Scalar, axis: int = -1
+) -> Array:
+    """The direction nearest to a gradient along which a KL divergence grows slowly enough.
+
+    min_z |g - z|^2 / 2  subject to  k . z <= delta;   z = g - max(0, (k . g - delta) / |k|^2) k
+
+    Args:
+        gradient: g, the gradient of the objective to be MAXIMIZED with respect to the statistics of
+            each state's action distribution (means, logits); shape (..., A, ...) with the A
+            statistics along `axis`.
+        kl_gradient: k, the gradient of KL(pi_average || pi_theta) with respect to the same
+            statistics; same shape.
+        max_slope: delta, how fast the divergence may grow along z; 1 in the paper.
+        axis: The axis of the statistics.
+
+    Returns:
+        z, shaped like `gradient`: the gradient itself wherever it respects the bound, and wherever
+        k is zero.
+
+    Raises:
+        ValueError: When `max_slope` is negative.
+
+    Source:
+        ACER (2017), equation 12 and the closed form below it.
+    """
+    if isinstance(max_slope, int | float) and max_slope < 0:
+        raise ValueError(f"max_slope is {max_slope}: give a number of at least 0, such as 1")
+    xp = namespace(gradient, kl_gradient)
+    excess = xp.sum(kl_gradient * gradient, axis=axis, keepdims=True) - max_slope
+    square = xp.sum(kl_gradient * kl_gradient, axis=axis, keepdims=True)
+    over = (excess > 0) & (square > 0)
+    return gradient - xp.where(over, excess, 0.0) / xp.where(over, square, 1.0) * kl_gradient
 
 
 def _count(name: str, value: int, least: int) -> None:

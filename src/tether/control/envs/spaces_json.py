@@ -67,6 +67,12 @@ def space_to_json(space: Space) -> dict[str, Any]:
     )
 
 
+def space_in_words(space: Space) -> str:
+    """A space in one line short enough for a message."""
+    text = " ".join(str(space).split())
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
 def space_from_json(data: dict[str, Any]) -> Space:
     """The space that :func:`space_to_json` wrote.
 

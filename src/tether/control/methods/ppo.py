@@ -12,9 +12,6 @@ epoch k then waits for the critic's epoch k - 1, and nothing else.
 
 from __future__ import annotations
 
-import functools
-import json
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ClassVar, NamedTuple, Self
@@ -26,8 +23,19 @@ from jax import numpy as jnp
 from pydantic import Field, model_validator
 
 from tether import objectives
+from tether.control.compilation import share
+from tether.control.critic import (
+    Data,
+    Estimate,
+    batch,
+    estimate,
+    explained_variance,
+    fit_epoch,
+    minibatches,
+)
+from tether.control.distributions import Distribution
 from tether.control.learner import OnPolicyConfig, OnPolicyLearner
-from tether.control.networks import Network, forward, init_network
+from tether.control.networks import Network, init_network
 from tether.control.optimizer import adam, descend, moments_from_state, moments_to_state
 from tether.control.policy import (
     PolicyParameters,
@@ -40,14 +48,10 @@ from tether.learning.learner import Metrics, State
 
 Array = Any
 
-_explained_variance = jax.jit(objectives.explained_variance)
 
+class ProximalConfig(OnPolicyConfig):
+    """Settings of every PPO, whatever keeps its policy near the old one."""
 
-class PPOConfig(OnPolicyConfig):
-    """Settings of PPO-clip."""
-
-    epsilon: float | None = Field(0.2, gt=0)
-    """Clip range of the probability ratio; none gives the unclipped surrogate (usual: 0.1-0.3)."""
     epochs: int = Field(10, ge=1)
     """Passes over each batch. More reuse data harder and move further from the old policy."""
     minibatch_size: int = Field(64, ge=1)
@@ -77,32 +81,45 @@ class PPOConfig(OnPolicyConfig):
         return self
 
 
-class Data(NamedTuple):
-    """A rollout as the compiled update takes it; M = T * N transitions in flat order t * N + n."""
+class PPOConfig(ProximalConfig):
+    """Settings of PPO-clip."""
 
-    observation: Array  # (M, *obs)
-    action: Array  # (M, *act)
-    reward: Array  # (T, N)
-    terminated: Array  # (T, N)
-    done: Array  # (T, N)
-    last_observation: Array  # (N, *obs)
-    cut_observation: Array  # (S, *obs)
-    cut_index: Array  # (S,)
+    epsilon: float | None = Field(0.2, gt=0)
+    """Clip range of the probability ratio; none gives the unclipped surrogate (usual: 0.1-0.3)."""
 
 
-class Estimate(NamedTuple):
-    """The critic's opinion of a rollout, each (M,)."""
+class Minibatch(NamedTuple):
+    """What an objective sees of B transitions, `rows` of the batch."""
 
-    value: Array
-    advantage: Array
-    target: Array
+    pi: Distribution
+    log_ratio: Array  # (B,)
+    advantage: Array  # (B,)
+    rows: Array  # (B,)
+
+
+def clipped(
+    config: PPOConfig, spec: PolicySpec, seen: Minibatch, leash: None
+) -> tuple[Array, dict[str, Array]]:
+    """E[min(r A, clip(r, 1 - epsilon, 1 + epsilon) A)], or E[r A] where epsilon is none."""
+    ratio = seen.log_ratio
+    if config.epsilon is None:
+        objective = objectives.surrogate(ratio, seen.advantage)
+    else:
+        objective = objectives.clipped_surrogate(ratio, seen.advantage, config.epsilon)
+    fraction = objectives.clip_fraction(ratio, None, config.epsilon or 0.2)
+    return objective, {"policy/clip_fraction": fraction}
 
 
 class PPO(OnPolicyLearner):
-    """PPO-clip on a vector environment."""
+    """PPO-clip on a vector environment.
 
-    config: PPOConfig
+    Another PPO overrides `objective`, which is compiled into the update, and, where its objective
+    needs to know the old policy, `leash` before the update and `settle` after it.
+    """
+
+    config: ProximalConfig
     config_class: ClassVar[type[OnPolicyConfig]] = PPOConfig
+    objective: ClassVar[Callable[..., tuple[Array, dict[str, Array]]]] = staticmethod(clipped)
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         # The field defaults. Against `paper`: a smaller initial standard deviation (Andrychowicz et
         # al. 2020, section 3.2) and advantages recomputed every epoch (Tianshou; Andrychowicz et
@@ -137,7 +154,7 @@ class PPO(OnPolicyLearner):
         shape = self.spec.observation_space.shape
         self.critic = init_network(rng, shape, self.config.hidden, 1, output_gain=1.0)
         self.actor = self.policy.parameters
-        self._compiled = compiled(self.config, self.spec)
+        self._compiled = compiled(self.config, self.spec, type(self).objective)
         self._actor_moments = self._compiled.optimizer.init(self.actor)
         self._critic_moments = self._compiled.optimizer.init(self.critic)
         self._critic_thread = ThreadPoolExecutor(1, "critic")
@@ -146,15 +163,29 @@ class PPO(OnPolicyLearner):
         config = self.config
         rate = np.float32(config.learning_rate * (1 - self.progress * config.anneal))
         data = batch(rollout)
+        leash = self.leash(data)
         actor_order, critic_order = self._minibatches(), self._minibatches()
         estimates: list[Future[Estimate]] = [Future() for _ in range(config.epochs)]
         critic = self._critic_thread.submit(
             self._update_critic, data, critic_order, rate, estimates
         )
-        actor_metrics = self._update_actor(data, actor_order, rate, estimates)
+        actor_metrics = self._update_actor(data, actor_order, rate, estimates, leash)
         critic_metrics = critic.result()
         self.policy.parameters = self.actor
-        return {**actor_metrics, **critic_metrics, "optimizer/learning_rate": float(rate)}
+        return {
+            **actor_metrics,
+            **critic_metrics,
+            "optimizer/learning_rate": float(rate),
+            **self.settle(data, leash),
+        }
+
+    def leash(self, data: Data) -> Any:
+        """What `objective` needs to know of the old policy; arrays, or None."""
+        return None
+
+    def settle(self, data: Data, leash: Any) -> Metrics:
+        """What is left to do, and to tell, once the policy has moved."""
+        return {}
 
     def method_state(self) -> State:
         return {
@@ -177,19 +208,31 @@ class PPO(OnPolicyLearner):
     def _minibatches(self) -> np.ndarray:
         """Orders of the transitions, one row of minibatches per epoch, (K, M / B, B)."""
         config = self.config
-        # NumPy's permutation of 2048 takes 50 us; JAX's, which sorts, took 40 % of the update.
-        order = [self.rng.permutation(config.steps_per_iteration) for _ in range(config.epochs)]
-        return np.asarray(order, np.int32).reshape(config.epochs, -1, config.minibatch_size)
+        return minibatches(
+            self.rng, config.epochs, config.steps_per_iteration, config.minibatch_size
+        )
 
     def _update_actor(
-        self, data: Data, order: np.ndarray, rate: np.float32, estimates: list[Future[Estimate]]
+        self,
+        data: Data,
+        order: np.ndarray,
+        rate: np.float32,
+        estimates: list[Future[Estimate]],
+        leash: Any,
     ) -> Metrics:
         step = self._compiled
         old_log_prob, first_ratio = step.old_log_prob(self.actor, data, order[0])
         for epoch in range(self.config.epochs):
             advantage = estimates[epoch].result().advantage
             self.actor, self._actor_moments, metrics = step.actor_epoch(
-                self.actor, self._actor_moments, data, old_log_prob, advantage, order[epoch], rate
+                self.actor,
+                self._actor_moments,
+                data,
+                old_log_prob,
+                advantage,
+                order[epoch],
+                rate,
+                leash,
             )
             metrics = jax.block_until_ready(metrics)  # type: ignore[no-untyped-call]
         diagnostics = {name: float(value) for name, value in metrics.items()}
@@ -215,7 +258,7 @@ class PPO(OnPolicyLearner):
                 if not waiting.done():
                     waiting.set_exception(error)
             raise
-        explained = _explained_variance(first.value, first.target)
+        explained = explained_variance(first.value, first.target)
         return {
             **{name: float(value) for name, value in metrics.items()},
             "value/explained_variance": float(explained),
@@ -232,73 +275,35 @@ class Compiled(NamedTuple):
     critic_epoch: Callable[..., tuple[Network, Any, dict[str, Array]]]
 
 
-def compiled(config: PPOConfig, spec: PolicySpec) -> Compiled:
+@share
+def compiled(
+    config: ProximalConfig,
+    spec: PolicySpec,
+    objective: Callable[..., tuple[Array, dict[str, Array]]] = clipped,
+) -> Compiled:
     """PPO's estimate and its actor and critic epochs for one configuration, compiled once."""
-    with _COMPILING:
-        return _compiled(config, json.dumps(spec.to_json()))
-
-
-# Several seeds start at the same moment, and each would compile the same functions.
-_COMPILING = threading.Lock()
-
-
-@functools.lru_cache(maxsize=32)
-def _compiled(config: PPOConfig, spec_json: str) -> Compiled:
-    # Spaces cannot be hashed, their JSON can.
-    spec = PolicySpec.from_json(json.loads(spec_json))
     optimizer = adam(config.adam_epsilon, config.max_grad_norm)
 
-    def estimate(critic: Network, data: Data) -> Estimate:
-        value = forward(critic, data.observation)[:, 0]
-        last = forward(critic, data.last_observation)[:, 0]
-        cut = forward(critic, data.cut_observation)[:, 0]
-        follows = jnp.concatenate([value[last.shape[0] :], last])
-        follows = follows.at[data.cut_index].set(cut, mode="drop")
-        shape = data.reward.shape
-        advantage = objectives.gae(
-            data.reward,
-            value.reshape(shape),
-            follows.reshape(shape),
-            terminated=data.terminated,
-            done=data.done,
-            gamma=config.gamma,
-            lam=config.lam,
-        ).reshape(-1)
-        return Estimate(value, advantage, advantage + value)
+    def judge(critic: Network, data: Data) -> Estimate:
+        return estimate(critic, data, config.gamma, config.lam)
 
     def log_ratio(actor: PolicyParameters, data: Data, old: Array, rows: Array) -> Any:
         pi = spec.distribution(actor, data.observation[rows])
         return pi, pi.log_prob(data.action[rows]) - old[rows]
 
     def actor_loss(
-        actor: PolicyParameters, data: Data, old: Array, advantage: Array, rows: Array
+        actor: PolicyParameters, data: Data, old: Array, advantage: Array, rows: Array, leash: Any
     ) -> tuple[Array, dict[str, Array]]:
         pi, ratio = log_ratio(actor, data, old, rows)
-        if config.epsilon is None:
-            objective = objectives.surrogate(ratio, advantage[rows])
-        else:
-            objective = objectives.clipped_surrogate(ratio, advantage[rows], config.epsilon)
+        gain, metrics = objective(config, spec, Minibatch(pi, ratio, advantage[rows], rows), leash)
         entropy = jnp.mean(pi.entropy())
         metrics = {
-            "policy/objective": objective,
+            "policy/objective": gain,
             "policy/entropy": entropy,
             "policy/approx_kl": jnp.mean(objectives.kl_k3(-ratio)),
-            "policy/clip_fraction": objectives.clip_fraction(ratio, None, config.epsilon or 0.2),
+            **metrics,
         }
-        return -objective - config.entropy_coefficient * entropy, metrics
-
-    def critic_loss(
-        critic: Network, data: Data, first: Estimate, rows: Array
-    ) -> tuple[Array, dict[str, Array]]:
-        value = forward(critic, data.observation[rows])[:, 0]
-        target = first.target[rows]
-        if config.value_epsilon is None:
-            loss = objectives.value_loss(value, target)
-        else:
-            loss = objectives.clipped_value_loss(
-                value, first.value[rows], target, config.value_epsilon
-            )
-        return loss, {"value/loss": loss}
+        return -gain - config.entropy_coefficient * entropy, metrics
 
     def old_log_prob(actor: PolicyParameters, data: Data, order: Array) -> tuple[Array, Array]:
         # In the first epoch's own minibatches, so that its first ratio is 1 to the last bit: the
@@ -318,11 +323,12 @@ def _compiled(config: PPOConfig, spec_json: str) -> Compiled:
         advantage: Array,
         order: Array,
         rate: Array,
+        leash: Any = None,
     ) -> tuple[PolicyParameters, Any, dict[str, Array]]:
         advantage = objectives.normalize_advantage(advantage)
 
         def step(carry: Any, rows: Array) -> Any:
-            loss = lambda p: actor_loss(p, data, old, advantage, rows)  # noqa: E731
+            loss = lambda p: actor_loss(p, data, old, advantage, rows, leash)  # noqa: E731
             actor, moments, metrics, norm = descend(optimizer, loss, carry[0], carry[1], rate)
             return (actor, moments), {**metrics, "policy/gradient_norm": norm}
 
@@ -332,33 +338,13 @@ def _compiled(config: PPOConfig, spec_json: str) -> Compiled:
     def critic_epoch(
         critic: Network, moments: Any, data: Data, first: Estimate, order: Array, rate: Array
     ) -> tuple[Network, Any, dict[str, Array]]:
-        def step(carry: Any, rows: Array) -> Any:
-            loss = lambda p: critic_loss(p, data, first, rows)  # noqa: E731
-            critic, moments, metrics, norm = descend(optimizer, loss, carry[0], carry[1], rate)
-            return (critic, moments), {**metrics, "value/gradient_norm": norm}
-
-        (critic, moments), metrics = jax.lax.scan(step, (critic, moments), order)
-        return critic, moments, jax.tree.map(jnp.mean, metrics)
+        clip = config.value_epsilon
+        return fit_epoch(optimizer, critic, moments, data, first, order, rate, clip)
 
     return Compiled(
         optimizer,
-        jax.jit(estimate),
+        jax.jit(judge),
         jax.jit(old_log_prob),
         jax.jit(actor_epoch),
         jax.jit(critic_epoch),
-    )
-
-
-def batch(rollout: Rollout) -> Data:
-    """A rollout's arrays, flattened over time and environments."""
-    flat = rollout.reward.size
-    return Data(
-        observation=jnp.asarray(rollout.observation.reshape(flat, *rollout.observation.shape[2:])),
-        action=jnp.asarray(rollout.action.reshape(flat, *rollout.action.shape[2:])),
-        reward=jnp.asarray(rollout.reward),
-        terminated=jnp.asarray(rollout.terminated),
-        done=jnp.asarray(rollout.terminated | rollout.truncated),
-        last_observation=jnp.asarray(rollout.last_observation),
-        cut_observation=jnp.asarray(rollout.cut_observation),
-        cut_index=jnp.asarray(rollout.cut_index),
     )

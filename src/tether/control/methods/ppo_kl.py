@@ -1,0 +1,131 @@
+"""PPO with a KL penalty instead of the clip (Schulman et al. 2017, 1707.06347, section 4).
+
+    for each iteration:
+        collect partial trajectories with pi_old
+        estimate advantages with GAE
+        K epochs of minibatch Adam on  E[r A - beta KL(pi_old(.|s) || pi_theta(.|s))]
+        d = E[KL(pi_old(.|s) || pi_theta(.|s))] over the batch
+        beta <- beta / 2 if d < d_target / 1.5;   2 beta if d > 1.5 d_target
+
+Everything but the objective is PPO's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+from pydantic import Field
+
+from tether import objectives
+from tether.control.compilation import share
+from tether.control.critic import Data
+from tether.control.learner import OnPolicyConfig
+from tether.control.methods.ppo import PPO, Minibatch, ProximalConfig
+from tether.control.networks import forward
+from tether.control.policy import PolicyParameters, PolicySpec
+from tether.learning.learner import Metrics, State
+
+Array = Any
+
+SMALLEST_BETA, LARGEST_BETA = 1e-4, 1e4
+"""Bounds of the price: far beyond where it matters, near enough to come back from by halving."""
+
+
+class PPOKLConfig(ProximalConfig):
+    """Settings of PPO with a KL penalty."""
+
+    beta: float = Field(1.0, ge=0)
+    """Price of a nat at the start, or throughout with `fixed_beta`. Raising it moves less."""
+    kl_target: float = Field(0.01, gt=0)
+    """KL divergence wanted of an update, in nats (usual: 0.003 to 0.03)."""
+    fixed_beta: bool = False
+    """Leave beta as it is, whatever the KL divergence (the paper tries 0.3, 1, 3 and 10)."""
+
+
+class Leash(NamedTuple):
+    """The old policy's distribution in every state of the batch, and the price of leaving it."""
+
+    outputs: Array  # (M, outputs) of the network
+    log_std: Array
+    beta: Array
+
+
+def penalized(
+    config: PPOKLConfig, spec: PolicySpec, seen: Minibatch, leash: Leash
+) -> tuple[Array, dict[str, Array]]:
+    """E[r A - beta KL(pi_old || pi_theta)]."""
+    old: Any = spec.head.distribution(leash.outputs[seen.rows], leash.log_std)
+    objective = objectives.kl_penalized_surrogate(
+        seen.log_ratio, seen.advantage, old.kl(seen.pi), leash.beta
+    )
+    return objective, {}
+
+
+class PPOKL(PPO):
+    """PPO that pays for every nat it moves, at a price that follows its target."""
+
+    config: PPOKLConfig
+    config_class: ClassVar[type[OnPolicyConfig]] = PPOKLConfig
+    objective: ClassVar[Callable[..., tuple[Array, dict[str, Array]]]] = staticmethod(penalized)
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "default": {},
+        # Schulman et al. 2017, table 1: the best of the adaptive prices; PPO's settings otherwise.
+        "paper": {
+            **{name: value for name, value in PPO.presets["paper"].items() if name != "epsilon"},
+            "beta": 1.0,
+            "kl_target": 0.01,
+            "fixed_beta": False,
+        },
+    }
+
+    def init(self, rng: np.random.Generator) -> None:
+        super().init(rng)
+        self.beta = self.config.beta
+        self._measure = compiled_measure(self.config, self.spec)
+
+    def leash(self, data: Data) -> Leash:
+        outputs = self._measure.outputs(self.actor, data.observation)
+        return Leash(outputs, self.actor.log_std, np.float32(self.beta))
+
+    def settle(self, data: Data, leash: Leash) -> Metrics:
+        config, beta = self.config, self.beta
+        kl = float(self._measure.kl(self.actor, data.observation, leash))
+        if not config.fixed_beta:
+            # Once an iteration, by what the whole update did: minibatch by minibatch the rule would
+            # see the divergence of single steps and drive beta to nothing.
+            wanted = objectives.ppo_adaptive_beta(beta, kl, config.kl_target)
+            self.beta = float(np.clip(wanted, SMALLEST_BETA, LARGEST_BETA))
+        return {"policy/kl": kl, "policy/beta": beta}
+
+    def method_state(self) -> State:
+        return {**super().method_state(), "beta": self.beta}
+
+    def restore_method(self, state: State) -> None:
+        super().restore_method(state)
+        restored: Any = state
+        self.beta = float(restored["beta"])
+
+
+class Measure(NamedTuple):
+    """What the compiled update does not tell: the old policy, and how far the new one is."""
+
+    outputs: Callable[[PolicyParameters, Array], Array]
+    kl: Callable[[PolicyParameters, Array, Leash], Array]
+
+
+@share
+def compiled_measure(config: PPOKLConfig, spec: PolicySpec) -> Measure:
+    """Both measurements for one configuration, compiled once."""
+
+    def outputs(actor: PolicyParameters, observation: Array) -> Array:
+        return forward(actor.network, observation)
+
+    def kl(actor: PolicyParameters, observation: Array, leash: Leash) -> Array:
+        old: Any = spec.head.distribution(leash.outputs, leash.log_std)
+        return jnp.mean(old.kl(spec.distribution(actor, observation)))
+
+    return Measure(jax.jit(outputs), jax.jit(kl))

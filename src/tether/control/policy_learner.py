@@ -1,0 +1,224 @@
+"""What every method that learns a policy in an environment shares, however it learns.
+
+:mod:`tether.control.training` trains, resumes and saves anything that derives from
+:class:`PolicyLearner`; :class:`tether.control.learner.OnPolicyLearner` adds rollouts and batches.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import numpy as np
+
+from tether.control.envs import VectorEnv
+from tether.control.envs.spaces_json import space_in_words
+from tether.control.normalization import ObservationNormalizer
+from tether.control.policy import Policy, PolicySpec
+from tether.errors import NonFiniteError, UserError
+from tether.learning.config import Config
+from tether.learning.learner import Metrics, State
+
+RETURN_WINDOW = 100
+"""Episodes over which the training return is averaged (the paper's "last 100 episodes")."""
+
+
+class PolicyConfig(Config):
+    """Settings of every policy."""
+
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the policy's tanh layers."""
+    initial_log_std: float = -1.0
+    """Log standard deviation every Box action starts with. Raising it explores more."""
+    normalize_observation: bool = True
+    """Normalize observations by their running mean and standard deviation."""
+
+
+class PolicyLearner(ABC):
+    """A policy in the middle of learning, in an environment.
+
+    Args:
+        config: the method's settings.
+        env: a vector environment nobody else steps, of as many copies as :meth:`environments` says.
+        seed: decides everything random: weights, environments, actions, minibatches.
+        total_steps: steps the run is meant to take, for schedules.
+        initial: a policy to begin with, of equal spaces and network; its parameters and the
+            statistics of its normalization are copied.
+    """
+
+    config: PolicyConfig
+    config_class: ClassVar[type[PolicyConfig]] = PolicyConfig
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {}}
+
+    def __init__(
+        self,
+        config: PolicyConfig,
+        env: VectorEnv,
+        *,
+        seed: int,
+        total_steps: int,
+        initial: Policy | None = None,
+    ) -> None:
+        self.config = config
+        self.env = env
+        self.total_steps = total_steps
+        weights, self.rng, self._acting = (
+            np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3)
+        )
+        self.spec = PolicySpec.of(
+            env.source_observation_space,
+            env.action_space,
+            config.hidden,
+            config.normalize_observation,
+        )
+        normalizer = (
+            ObservationNormalizer(self.spec.observation_space.shape)
+            if self.spec.normalize
+            else None
+        )
+        self.policy = Policy(self.spec, self.spec.init(weights, config.initial_log_std), normalizer)
+        if initial is not None:
+            check_same_policy(initial.spec, self.spec)
+            self._take_policy(initial.state())
+        self._episodes = RecentEpisodes()
+        self._begin(seed, weights)
+
+    @abstractmethod
+    def _begin(self, seed: int, weights: np.random.Generator) -> None:
+        """Create what is learnt beside the policy, from `weights`, and start the environments."""
+
+    @classmethod
+    @abstractmethod
+    def environments(cls, config: Any) -> int:
+        """How many copies of the environment the method steps side by side."""
+
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """Experience consumed so far, which the budget counts: environment steps, or pairs."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether more iterations would change nothing, though the budget is not used up."""
+        return False
+
+    @abstractmethod
+    def iterate(self) -> Metrics:
+        """One unit of learning."""
+
+    @abstractmethod
+    def state(self) -> State:
+        """Everything that decides the future; ``policy`` is the policy's own state."""
+
+    @abstractmethod
+    def restore(self, state: State) -> None:
+        """Undo :meth:`state`."""
+
+    def close(self) -> None:
+        """Release the environments."""
+        self.env.close()
+
+    def _take_policy(self, state: dict[str, Any]) -> None:
+        """Become the policy that returned `state`."""
+        self.policy.parameters = Policy.from_state(self.spec, state).parameters
+        if self.policy.normalizer is not None:
+            self.policy.normalizer.restore(state["normalizer"])
+
+    def _random_state(self) -> State:
+        return {
+            "rng": dict(self.rng.bit_generator.state),
+            "acting_rng": dict(self._acting.bit_generator.state),
+        }
+
+    def _restore_random(self, state: dict[str, Any]) -> None:
+        self.rng.bit_generator.state = state["rng"]
+        self._acting.bit_generator.state = state["acting_rng"]
+
+
+class RecentEpisodes:
+    """Undiscounted returns and lengths of the last episodes, and how many there were in all."""
+
+    def __init__(self) -> None:
+        self._recent: deque[tuple[float, int]] = deque(maxlen=RETURN_WINDOW)
+        self._count = 0
+
+    def extend(self, returns: Iterable[float], lengths: Iterable[int]) -> None:
+        """Take in episodes in the order in which they ended."""
+        ended = list(zip(returns, lengths, strict=True))
+        self._recent.extend(ended)
+        self._count += len(ended)
+
+    def metrics(self) -> Metrics:
+        """`return/...` and `episode/...`; only the count until an episode has ended."""
+        if not self._recent:
+            return {"episode/count": self._count}
+        returns, lengths = zip(*self._recent, strict=True)
+        return {
+            "return/mean": float(np.mean(returns)),
+            "return/std": float(np.std(returns)),
+            "return/min": float(np.min(returns)),
+            "return/max": float(np.max(returns)),
+            "episode/length": float(np.mean(lengths)),
+            "episode/count": self._count,
+        }
+
+    def state(self) -> State:
+        """The window and the count."""
+        return {
+            "episodes": self._count,
+            "recent_returns": np.array([r for r, _ in self._recent], float),
+            "recent_lengths": np.array([n for _, n in self._recent], np.int64),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Undo :meth:`state`."""
+        self._count = int(state["episodes"])
+        returns, lengths = (state[f"recent_{name}"].tolist() for name in ("returns", "lengths"))
+        self._recent.clear()
+        self._recent.extend(zip(returns, lengths, strict=True))
+
+
+def check_finite(
+    metrics: Metrics, steps: int, may_be_undefined: frozenset[str] = frozenset()
+) -> None:
+    """Raise unless every metric is finite.
+
+    Raises:
+        NonFiniteError: a metric is NaN or infinite; the message names it and the step.
+    """
+    for name, value in metrics.items():
+        if not np.isfinite(value) and name not in may_be_undefined:
+            raise NonFiniteError(
+                f"{name} became {value} at step {steps}: the update diverged; lower the "
+                "learning rate or check the reward's scale (the last checkpoint is intact)"
+            )
+
+
+def check_same_policy(theirs: PolicySpec, ours: PolicySpec) -> None:
+    """Raise unless a policy of `theirs` can go on as one of `ours`.
+
+    Raises:
+        UserError: spaces, network or normalization differ; the message names both and the mend.
+    """
+    for name, other, own in (
+        ("observation space", theirs.source_space, ours.source_space),
+        ("action space", theirs.head.space, ours.head.space),
+    ):
+        if other != own:
+            raise UserError(
+                f"the policy to begin with has the {name} {space_in_words(other)}, this "
+                f"environment {space_in_words(own)}; expected equal spaces"
+            )
+    if theirs.hidden != ours.hidden:
+        raise UserError(
+            f"the policy to begin with has hidden layers {theirs.hidden}, this training "
+            f"{ours.hidden}; set hidden to {theirs.hidden}"
+        )
+    if theirs.normalize != ours.normalize:
+        does = "normalizes" if theirs.normalize else "does not normalize"
+        raise UserError(
+            f"the policy to begin with {does} observations; set normalize_observation to "
+            f"{theirs.normalize}"
+        )
