@@ -10,9 +10,10 @@ import sys
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from tether.errors import UserError
 
@@ -29,17 +30,16 @@ def parse(
     Raises:
         UserError: an unknown option, a missing or a bad value.
     """
-    # "none" as the documentation writes it; tyro knows only Python's spelling.
-    spelled = ["None" if word == "none" else word for word in arguments]
     given: dict[str, Any] = {} if default is None else {"default": default}
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             parsed: T = tyro.cli(
                 kind,
-                args=spelled,
+                args=list(arguments),
                 prog=prog,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+                registry=_spellings(),
                 **given,
             )
             return parsed
@@ -47,6 +47,40 @@ def parse(
         if not stop.code:
             raise
         raise UserError(f"{_one_line(said.getvalue())}; see {prog} --help") from None
+
+
+def _spellings() -> ConstructorRegistry:
+    """How words become values where the documentation and tyro differ."""
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def nothing(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        """Reads "none", as the documentation writes it, beside Python's spelling."""
+        if kind.type is not type(None):
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="none",
+            choices=("none", "None"),
+            instance_from_str=lambda _: None,
+            is_instance=lambda value: value is None,
+            str_from_instance=lambda _: ["none"],
+        )
+
+    @registry.primitive_rule
+    def text(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        """Reads a text that may be missing as it is, "none" included."""
+        if set(get_args(kind.type)) != {str, type(None)}:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="STR",
+            instance_from_str=lambda words: words[0],
+            is_instance=lambda value: value is None or isinstance(value, str),
+            str_from_instance=lambda value: ["none" if value is None else value],
+        )
+
+    return registry
 
 
 def peek(arguments: Sequence[str], option: str) -> str | None:

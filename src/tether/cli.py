@@ -51,7 +51,7 @@ COMMANDS: dict[str, Command] = {
         "--model M --data D", "learn from comparisons directly", "tether.language.commands:dpo"
     ),
     "best-of-n": Command(
-        "--model M --reward R",
+        "--model M --n N",
         "sample n answers, keep the one that scores best",
         "tether.language.choosing:best_of_n",
     ),

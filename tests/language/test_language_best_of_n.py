@@ -13,6 +13,7 @@ from tether.language.methods.best_of_n import (
     best_of_n,
     best_of_n_kl,
     expected_best_of_n,
+    observed_best_of_n_kl,
     score_texts,
 )
 from tether.language.reward_model import RewardModel
@@ -131,3 +132,32 @@ def test_the_estimate_of_many_samples_is_the_expectation():
 def test_mistakes_are_named(call, words):
     with pytest.raises(UserError, match=words):
         call()
+
+
+def test_a_seed_below_zero_is_refused():
+    with pytest.raises(UserError, match="seed is -1; expected at least 0"):
+        best_of_n(model(), PROMPTS, count_liked, 2, max_new_tokens=2, seed=-1)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_observed_divergence_is_that_of_all_draws(n):
+    scores = np.array([0.3, 1.0, 1.0, -2.0])
+    # All ways to draw n samples with replacement, and the score of the best of each.
+    drawn = [max(choice) for choice in product(scores, repeat=n)]
+    kl = 0.0
+    for score in (-2.0, 0.3, 1.0):
+        p, b = np.mean(scores == score), np.mean(np.array(drawn) == score)
+        kl += b * math.log(b / p)
+    assert observed_best_of_n_kl(scores, n) == pytest.approx(kl)
+    assert observed_best_of_n_kl(np.stack([scores, scores + 1]), n).tolist() == [
+        pytest.approx(kl),
+        pytest.approx(kl),
+    ]
+
+
+def test_observed_divergence_nears_the_bound_from_below():
+    scores = np.random.default_rng(0).normal(size=4096)
+    for n in (2, 8, 32):
+        found = float(observed_best_of_n_kl(scores, n))
+        assert found <= best_of_n_kl(n)
+        assert found == pytest.approx(best_of_n_kl(n), abs=0.02)

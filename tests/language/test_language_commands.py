@@ -13,78 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toy_texts import CHAT, save_toy
+from toy_commands import FAST, QUESTIONS, Outcome
 
 import tether
-from tether import cli
 from tether.errors import UserError
 from tether.language import training
 from tether.language.conversing import Stream
 from tether.language.setup import load_with_template, open_model
 from tether.language.templates import Template
 from tether.learning import BaseCallback, Run, read_metrics
-
-QUESTIONS = [
-    {"prompt": f"Is the answer {i}?", "completion": " yes" * (i % 3 + 1)} for i in range(24)
-]
-PAIRS = [{"prompt": f"Is {i}?", "chosen": " yes", "rejected": " no no"} for i in range(16)]
-FAST = ["--quiet", "--batch-size", "4", "--learning-rate", "1e-3"]
-
-
-class Outcome:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def json(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.out.splitlines()[-1])
-        return found
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A model that continues, one that chats, and data to learn from."""
-    root = tmp_path_factory.mktemp("toys")
-    made = {
-        "plain": save_toy(root / "plain"),
-        "chat": save_toy(root / "chat", CHAT),
-        "questions": root / "questions.jsonl",
-        "pairs": root / "pairs.jsonl",
-        "talk": root / "talk.jsonl",
-        "prompts": root / "prompts.jsonl",
-        "ranked": root / "ranked.jsonl",
-    }
-    rows: dict[str, list[dict[str, Any]]] = {
-        "questions": QUESTIONS,
-        "pairs": PAIRS,
-        "talk": [
-            {
-                "messages": [
-                    {"role": "user", "content": f"Is {row['prompt']}"},
-                    {"role": "assistant", "content": row["completion"].strip()},
-                ]
-            }
-            for row in QUESTIONS
-        ],
-        "prompts": [{"prompt": f"The answer {i} is"} for i in range(6)],
-        "ranked": [{"prompt": f"Is {i}?", "completions": ["yes", "no", "a"]} for i in range(6)],
-    }
-    for name, content in rows.items():
-        made[name].write_text("".join(json.dumps(row) + "\n" for row in content))
-    return made
-
-
-@pytest.fixture
-def tether_(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Runs the command in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> Outcome:
-        capfd.readouterr()
-        code = cli.main([str(argument) for argument in arguments])
-        return Outcome(code, *capfd.readouterr())
-
-    return call
 
 
 def without_time(path: Path) -> list[dict[str, Any]]:

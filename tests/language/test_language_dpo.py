@@ -23,6 +23,7 @@ from tether.language.methods import dpo as dpo_module
 from tether.language.methods.dpo import DPOConfig, DPOLearner
 from tether.language.methods.dpo_losses import mismatched
 from tether.language.preference_learning import Means
+from tether.language.reference import fingerprint
 from tether.language.tokens import Completion, Pair, collate
 from tether.learning import Run
 
@@ -257,7 +258,7 @@ def test_mismatched_completions_belong_to_other_prompts_and_fit():
     assert all(item.completion_ids not in own[item.prompt_ids] for item in items)
     short = mismatched(data, data, context=8)
     assert all(len(i.prompt_ids) + len(i.completion_ids) <= 8 for i in short)
-    with pytest.raises(UserError, match="all pairs have the same prompt"):
+    with pytest.raises(UserError, match="all records have the same prompt"):
         learner(model(), pairs(4, prompts=1), loss="kto")
 
 
@@ -423,6 +424,22 @@ def test_nan_stops_the_run_before_a_parameter_moves():
         made.iterate()
     for name, parameter in made.language_model.model.named_parameters():
         torch.testing.assert_close(parameter.detach(), before[name], rtol=0, atol=0)
+
+
+def test_a_reference_that_gives_nan_ends_the_run():
+    broken = model()
+    with torch.no_grad():
+        broken.head.weight[LIKED] = math.nan
+    with pytest.raises(NonFiniteError, match="the reference's log-probability became nan for rec"):
+        learner(broken, pairs(20)).iterate()
+
+
+def test_the_reference_is_known_by_its_settings_too():
+    made, same, other = model(), model(), model(rms_norm_eps=1e-2)
+    assert fingerprint(made) == fingerprint(same)
+    for name, parameter in made.model.named_parameters():
+        assert torch.equal(parameter, dict(other.model.named_parameters())[name])
+    assert fingerprint(made) != fingerprint(other)
 
 
 def test_beta_has_a_default_that_suits_the_loss():

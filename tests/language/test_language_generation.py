@@ -5,7 +5,8 @@ import pytest
 import torch
 from random_models import EOS, VOCABULARY, completions, language_model
 
-from tether.errors import UserError
+from tether.errors import NonFiniteError, UserError
+from tether.language import generation
 from tether.language.generation import choose, generate
 from tether.language.logprobs import token_log_probs
 from tether.language.models import LoraSettings, reference_of
@@ -197,6 +198,43 @@ def test_cutting_off_the_tail():
     assert support(temperature=0.0) == [1]
     shares = choose(logits, grid, top_k=2).bincount(minlength=4) / 1000
     torch.testing.assert_close(shares, torch.tensor([0, 4 / 7, 0, 3 / 7]), atol=1e-3, rtol=0)
+
+
+def test_of_equals_at_the_edge_no_more_than_k_are_kept():
+    grid = (torch.arange(100, dtype=torch.float64) + 0.5) / 100
+    logits = torch.tensor([[1.0, 1.0, 0.0, 1.0]]).expand(100, 4)
+    assert len(choose(logits, grid, top_k=1).unique()) == 1
+    assert len(choose(logits, grid, top_k=2).unique()) == 2
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_are_told_before_a_token_is_made_of_them(temperature):
+    logits = torch.tensor([[0.0, 1.0], [0.0, torch.nan], [torch.inf, 0.0], [-torch.inf] * 2])
+    chosen = choose(logits, torch.full((4,), 0.9).double(), temperature=temperature)
+    assert chosen.tolist() == [1, 2, 2, 2]
+    model = language_model(dtype=torch.float32)
+    with torch.no_grad():
+        model.head.weight[5] = torch.nan
+    with pytest.raises(NonFiniteError, match=r"NaN or infinite after 0 tokens of .* prompts\[0\]"):
+        generate(model, PROMPTS[:1], max_new_tokens=4, temperature=temperature)
+
+
+def test_a_bfloat16_model_samples_from_logits_that_are_not_rounded(monkeypatch):
+    model, seen = language_model("llama", dtype=torch.bfloat16), []
+
+    def spy(logits, *arguments, **settings):
+        seen.append(logits)
+        return choose(logits, *arguments, **settings)
+
+    monkeypatch.setattr(generation, "choose", spy)
+    generate(model, PROMPTS[:1], max_new_tokens=2)
+    ids = torch.tensor([PROMPTS[0]])
+    mask, positions = torch.ones_like(ids).bool(), torch.arange(ids.shape[1])[None]
+    hidden = model.hidden_states(ids, mask, positions)[:, -1].float()
+    assert seen[0].dtype == torch.float32
+    expected = hidden @ model.head.weight.float().T
+    torch.testing.assert_close(seen[0], expected, rtol=1e-2, atol=1e-2)
+    assert (seen[0].bfloat16().float() != seen[0]).any()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The scorer against the plainest way to say the same: one text at a time, all logits at once."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from tether.errors import UserError
 from tether.language import logprobs
+from tether.language.logits import Unembedding
 from tether.language.logprobs import (
     hidden_states,
     score_tokens,
@@ -269,13 +271,13 @@ def test_rows_and_vocabulary_never_meet_at_full_size(monkeypatch):
     items = completions(8)
     batch = collate(items, pad_id=0)
     seen: list[int] = []
-    scaled = logprobs._scaled
+    unembed = Unembedding.__call__
 
-    def spy(hidden, *rest):
+    def spy(self, hidden):
         seen.append(len(hidden))
-        return scaled(hidden, *rest)
+        return unembed(self, hidden)
 
-    monkeypatch.setattr(logprobs, "_scaled", spy)
+    monkeypatch.setattr(Unembedding, "__call__", spy)
     kept: list[int] = []
 
     def keep(tensor: Tensor) -> Tensor:
@@ -297,6 +299,30 @@ def test_rows_and_vocabulary_never_meet_at_full_size(monkeypatch):
     assert seen == [batch.tokens]
 
 
+def test_logits_are_kept_while_they_are_few(monkeypatch):
+    """Over several chunks, too; and kept or made again, the gradients are the same."""
+    model = language_model()
+    batch = collate(completions(8), pad_id=0)
+    row = 4 * VOCABULARY
+    monkeypatch.setattr(logprobs, "CHUNK_BYTES", 16 * row)
+    assert batch.tokens > 16
+    found = []
+    for room in (batch.tokens, batch.tokens - 1):
+        monkeypatch.setattr(logprobs, "KEPT_BYTES", room * row)
+        kept: list[int] = []
+
+        def keep(tensor: Tensor, kept: list[int] = kept) -> Tensor:
+            kept.append(len(tensor) if tensor.shape[-1:] == (VOCABULARY,) else 0)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            scores = score_tokens(model, batch, entropy=True)
+        assert sum(kept) == (batch.tokens if room == batch.tokens else 0)
+        (scores.log_probs.sum() + weighted([*scores.entropy])).backward()
+        found.append(gradients(model))
+    assert_close(*found, "gpt2")
+
+
 def test_old_and_new_log_probabilities_agree_to_the_last_bit():
     for dtype, kind in itertools.product((torch.float32, torch.bfloat16), ("llama", "gpt2")):
         model = language_model(kind, dtype=dtype)
@@ -307,6 +333,30 @@ def test_old_and_new_log_probabilities_agree_to_the_last_bit():
         assert new.requires_grad
         assert new.dtype == torch.float32
         assert torch.equal(old, new)
+
+
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_log_probabilities_carry_no_rounding_of_short_logits(chunk):
+    """Logits near 60, where neighbours in bfloat16 are a quarter apart."""
+    model = language_model("llama", dtype=torch.bfloat16)
+    with torch.no_grad():
+        model.head.weight.mul_(20.0)
+    batch = collate(completions(4), pad_id=0)
+    found = token_log_probs(model, batch, chunk=chunk)[0]
+    hidden = batch.at_sources(hidden_states(model, batch)).double()
+    logits = hidden.detach() @ model.head.weight.detach().double().T
+    assert float(logits.abs().max()) > 30
+    expected = logits.log_softmax(-1).gather(-1, batch.targets[:, None]).squeeze(-1)
+    found = found.flatten()[batch.slot_index].double()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_models_of_other_tokens_are_not_compared():
+    model, other = language_model(), language_model(seed=1)
+    words = {f"v{i}": i for i in range(VOCABULARY)}
+    object.__setattr__(other, "tokenizer", SimpleNamespace(get_vocab=lambda: words))
+    with pytest.raises(UserError, match="not the same; expected models of one vocabulary"):
+        token_kl(model, other, collate(completions(2), pad_id=0))
 
 
 def test_bfloat16_gradients_point_where_float32_points():

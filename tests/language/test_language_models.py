@@ -19,7 +19,14 @@ from random_models import (
     llama_model,
     tokenizer,
 )
-from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from tether.errors import RunError, UserError
 from tether.language import pretrained
@@ -254,6 +261,22 @@ def test_parts_that_do_not_fit_are_refused():
         layer.self_attn.is_causal = False
     with pytest.raises(UserError, match="tokens see those after them"):
         from_parts(seeing, tokenizer(), "bidirectional")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_soft_cap_on_logits_is_seen_in_every_precision(dtype):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": VOCABULARY}
+    config = Gemma2Config(**sizes, **heads, initializer_range=1.0, pad_token_id=0)
+    for cap in (30.0, None):
+        config.final_logit_softcapping = cap
+        model = Gemma2ForCausalLM(config).to(dtype)
+        if cap is None:
+            from_parts(model, tokenizer(), "gemma")
+            continue
+        with pytest.raises(UserError, match="transforms its logits after the head"):
+            from_parts(model, tokenizer(), "gemma")
 
 
 def test_missing_padding_token_is_no_matter():

@@ -27,9 +27,11 @@ from tether.language.methods.reward import (
     RewardConfig,
     RewardLearner,
     RewardModel,
+    drawn,
     expected_calibration_error,
 )
-from tether.language.preference_learning import Means, split
+from tether.language.preference_learning import Means
+from tether.language.splitting import split
 from tether.language.tokens import Completion, Pair, Ranking, collate, collate_shared
 from tether.learning import Run
 
@@ -87,6 +89,22 @@ def test_a_batch_of_pairs_and_rankings_is_the_mean_over_all_their_pairs():
         expected += np.mean(terms)
     comparisons = Comparisons(records, torch.from_numpy(np.concatenate(per_record)))
     assert float(comparisons.loss()) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("shared", "rows"), [(True, 3), (False, 12)])
+def test_a_completion_is_read_once_however_many_pairs_it_is_in(shared, rows):
+    """Three rankings of four are 18 pairs, and 12 completions."""
+    made = learner(exact(), rankings(3, k=4), shared_prompt=shared, micro_batch_size=99)
+    read = []
+    made.language_model.causal_lm.get_input_embeddings().register_forward_hook(
+        lambda _, inputs, __: read.append(inputs[0])
+    )
+    gradients(made, range(3))
+    assert [len(ids) for ids in read] == [rows]
+    prompts = sum(len(record.prompt_ids) for record in made.data) * (1 if shared else 4)
+    answers = sum(len(c) for record in made.data for c in record.completions)
+    width = read[0].shape[1]
+    assert prompts + answers <= rows * width < 2 * (prompts + answers)
 
 
 def test_the_learner_minimizes_the_objectives_equation():
@@ -234,8 +252,7 @@ def test_at_the_end_scores_have_mean_0_and_deviation_1_on_the_samples():
     made.iterate()
     np.testing.assert_array_equal(made.reward_model.gain, 1.0)
     made.iterate()
-    every = [item for record in made.data for item in record.as_completions()]
-    items = [every[int(i * len(every) / 40)] for i in range(40)]
+    items = drawn(made.data, 40, seed=0)
     scores = made.reward_model.member_scores(items)
     np.testing.assert_allclose(scores.mean(axis=0), 0.0, atol=1e-6)
     np.testing.assert_allclose(scores.std(axis=0), 1.0, atol=1e-6)
@@ -243,6 +260,66 @@ def test_at_the_end_scores_have_mean_0_and_deviation_1_on_the_samples():
     np.testing.assert_allclose(
         np.diff(scores[:2], axis=0), margin * made.reward_model.gain, rtol=1e-6
     )
+
+
+@pytest.mark.parametrize("count", [256, 512, 500])
+def test_scores_are_normalized_on_both_sides_of_the_comparisons(count):
+    items = drawn(pairs(count), 256, seed=0)
+    assert len(items) == len(set(map(id, items))) == 256
+    better = sum(LIKED in item.completion_ids for item in items)
+    # A fair draw is within five deviations of a half.
+    assert abs(better - 128) < 40
+    assert len(drawn(pairs(4), 256, seed=0)) == 8
+
+
+def test_a_trunk_that_members_share_is_read_once():
+    made = RewardModel(model(), members=3)
+    read = []
+    made.language_model.causal_lm.get_input_embeddings().register_forward_hook(
+        lambda *_: read.append(1)
+    )
+    items = completions(5)
+    scores = made.member_scores(items)
+    assert len(read) == 1
+    batch = collate(items, pad_id=0)
+    for member in range(3):
+        expected = made.raw(batch, member).detach().numpy()
+        np.testing.assert_allclose(scores[:, member], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_trunk_that_members_share_learns_from_their_mean():
+    """Else its gradient would be clipped sooner than that of one."""
+    several = in_double(learner(exact(), pairs(8), members=3))
+    for module in several.modules.values():
+        module.zero_grad(set_to_none=True)
+    for member in range(3):
+        several.accumulate(member, range(8), Means())
+    head = several.reward_model.heads[0]
+    found = {n: p.grad for n, p in several.language_model.model.named_parameters()}
+    total = dict.fromkeys(found, 0.0)
+    for member in range(3):
+        alone = in_double(learner(exact(), pairs(8)))
+        alone.reward_model.heads[0].load_state_dict(several.reward_model.heads[member].state_dict())
+        for name, gradient in gradients(alone, range(8)).items():
+            if name.startswith("model."):
+                total[name.removeprefix("model.")] = (
+                    total[name.removeprefix("model.")] + gradient / 3
+                )
+    assert head.weight.grad is not None
+    assert_close(found, total, 1e-7)
+
+
+def test_prompts_are_shared_where_that_saves_time():
+    made = learner(model(max_position_embeddings=512), pairs(4))
+
+    def rows(prompt, answers):
+        items = [Completion((5,) * prompt, (6,) * answer) for answer in answers]
+        return len(made.layout([items]).input_ids)
+
+    assert rows(200, (50, 50)) == 1
+    assert rows(1, (200, 200)) == 2
+    assert rows(40, (10, 10, 10, 10)) == 1
+    assert rows(200, (50,)) == 1
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -311,6 +388,10 @@ def test_held_out_prompts_are_never_learned_from():
     one_prompt = [Pair((5,), r.chosen_ids, r.rejected_ids) for r in data]
     kept, apart = split(one_prompt, 0.1)
     assert len(apart) == 6 and set(kept).isdisjoint(apart)
+    many = [Pair((i % 90 + 2, i), r.chosen_ids, r.rejected_ids)
+            for i, r in enumerate(data * 40, start=2)]  # fmt: skip
+    kept, apart = split(many, 0.5)
+    assert len(apart) == 512 and len(kept) == 2400 - 512
     with pytest.raises(UserError, match="nothing to split"):
         split(data[:1] * 3, 0.5)
 

@@ -26,6 +26,7 @@ from tether import objectives
 from tether.errors import UserError
 from tether.language.logprobs import token_log_probs
 from tether.language.methods import rlhf_advantages as advantages
+from tether.language.methods.rlhf_config import RLHFConfig
 from tether.language.preference_learning import Means
 from tether.language.rollout import shuffled
 from tether.language.tokens import Completion, Prompt, collate
@@ -206,9 +207,13 @@ def test_the_expected_gradient_is_that_of_score_minus_kl(settings):
         torch.testing.assert_close(found[name], gradient, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("off_policy", [False, True])
 @pytest.mark.parametrize("estimator", ["k2", "k3"])
-def test_grpos_penalty_has_the_gradient_of_its_divergence(estimator):
-    """One token, equal scores: only the penalty is left, and k2 and k3 pull differently."""
+def test_grpos_penalty_has_the_gradient_of_its_divergence(estimator, off_policy):
+    """One token, equal scores: only the penalty is left, and k2 and k3 pull differently.
+
+    Off policy the tokens are those of the policy as it was, each weighted by pi / pi_old.
+    """
     made = learner(
         exact(vocabulary=4),
         prompts=[Prompt((2, 0))],
@@ -221,24 +226,28 @@ def test_grpos_penalty_has_the_gradient_of_its_divergence(estimator):
         missing_eos_score=None,
     )
     moved(made)
-    prompt = Completion((2, 0), (EOS,))
-    logits = [
-        model.head(
-            model.hidden_states(
-                torch.tensor([[2, 0]]), torch.ones(1, 2).bool(), torch.arange(2)[None]
-            )[0, -1]
-        )
-        for model in (made.language_model, made.updater.reference)
-    ]
-    pi, ref = logits
+
+    def logits(model):
+        ids, positions = torch.tensor([[2, 0]]), torch.arange(2)[None]
+        return model.head(model.hidden_states(ids, torch.ones(1, 2).bool(), positions)[0, -1])
+
+    rollouts = []
+    for token in range(4):
+        item = Completion((2, 0), (token,), finished=token == EOS)
+        episodes = episodes_of([item, item], [1.0, 1.0])
+        rollouts.append((episodes, made.updater.measure(episodes, [[0, 1]])))
+    sampled = torch.softmax(logits(made.language_model), -1).tolist()
+    if off_policy:
+        moved(made, seed=8, by=0.1)
+    pi, ref = logits(made.language_model), logits(made.updater.reference)
+    assert off_policy == (float((pi.softmax(-1) - torch.tensor(sampled)).abs().max()) > 0.01)
     kl = objectives.categorical_kl(pi, ref) if estimator == "k2" else None
     kl = objectives.categorical_kl(ref, pi) if kl is None else kl
     parameters = dict(made.language_model.model.named_parameters())
     expected = torch.autograd.grad(0.5 * kl, list(parameters.values()), allow_unused=True)
     found = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    for token, probability in enumerate(torch.softmax(pi, -1).tolist()):
-        item = Completion(prompt.prompt_ids, (token,), finished=token == EOS)
-        gradient = gradient_of(made, episodes_of([item, item], [1.0, 1.0]))
+    for probability, (episodes, measured) in zip(sampled, rollouts, strict=True):
+        gradient = gradient_of(made, episodes, measured=measured)
         for name in found:
             found[name] += probability * gradient[f"model.{name}"]
     for name, gradient in zip(parameters, expected, strict=True):
@@ -286,8 +295,17 @@ def test_the_score_stands_on_the_last_token_and_a_cut_off_completion_has_a_fixed
 def test_a_rollout_without_any_end_is_refused_unless_it_scores_as_it_is():
     settings = {"max_new_tokens": 1, "batch_size": 2, "minibatch_size": 2, "seed": 1}
     with pytest.raises(UserError, match="none of the first 2 completions ended"):
-        learner(**settings).iterate()
-    assert learner(missing_eos_score=None, **settings).iterate()["episode/eos_fraction"] == 0.0
+        learner(missing_eos_score=-1.0, **settings).iterate()
+    assert learner(**settings).iterate()["episode/eos_fraction"] == 0.0
+
+
+def test_a_critic_apart_learns_whatever_its_weight_beside_the_policy():
+    settings = {"estimator": "gae", "value_coefficient": 0.0}
+    for critic, learns in (("shared", False), ("separate", True)):
+        made = moved(learner(exact(), critic=critic, **settings))
+        episodes = made.collector.collect()
+        gradient = gradient_of(made, episodes)["critic.head.weight"]
+        assert (float(gradient.abs().max()) > 1e-6) == learns
 
 
 def test_whitening_keeps_the_mean_of_rewards_and_centres_advantages():
@@ -326,3 +344,15 @@ def test_pretraining_adds_its_weighted_mean_negative_log_likelihood():
             torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-12)
         assert tally.read()["pretraining/loss"] == pytest.approx(float(loss))
     assert sorted(met) == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_the_defaults_are_the_published_settings():
+    """Ziegler et al. and its reproductions: the details that PPO on text stands and falls by."""
+    config = RLHFConfig()
+    assert (config.gamma, config.lam, config.ppo_epochs) == (1.0, 0.95, 4)
+    assert (config.epsilon, config.value_epsilon, config.value_coefficient) == (0.2, 0.2, 0.1)
+    assert (config.schedule, config.adam_epsilon, config.warmup) == ("linear", 1e-5, 0.0)
+    assert config.whiten_advantage and not config.whiten_reward
+    assert (config.kl_target, config.kl_horizon) == (6.0, 10_000.0)
+    # The sources have -1, beside rewards of mean 0 and deviation 1 only.
+    assert config.missing_eos_score is None

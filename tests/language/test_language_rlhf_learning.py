@@ -43,6 +43,7 @@ def test_the_expected_score_rises(settings, lora, least):
     made = learner(
         wrapped(llama(), lora=lora),
         total_steps=1600,
+        missing_eos_score=-1.0,
         **{"batch_size": 64, "minibatch_size": 32, "micro_batch_size": 32, **settings},
     )
     scores, totals = [], []
@@ -114,6 +115,25 @@ def test_a_shared_critic_pulls_at_the_trunk_and_a_separate_one_leaves_the_policy
     torch.testing.assert_close(separate[key], none[key], rtol=0, atol=0)
     assert separate["critic.model.transformer.h.0.mlp.c_fc.weight"].abs().max() > 1e-4
     assert "critic.head.weight" in separate
+
+
+@pytest.mark.parametrize("value_epsilon", [None, 0.2])
+def test_scores_in_larger_units_do_not_let_the_critic_take_over_the_trunk(value_epsilon):
+    def gradient(unit):
+        made = learner(
+            exact(),
+            scorer=lambda items: unit * np.asarray(count_liked(items), float),
+            missing_eos_score=None,
+            value_coefficient=0.5,
+            value_epsilon=value_epsilon,
+            beta=0.0,
+        )
+        return gradient_of(made, made.collector.collect())
+
+    hundred, thousand = gradient(100.0), gradient(1000.0)
+    for name, one in hundred.items():
+        torch.testing.assert_close(thousand[name], one, rtol=1e-6, atol=1e-9)
+    assert hundred["critic.head.weight"].abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("lora", [False, True])

@@ -1,11 +1,14 @@
 """RLHF as a run: resumed to the last bit, samples kept, mistakes told in one line."""
 
+import dataclasses
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from random_models import language_model
 from rlhf_toys import (
     EOS,
     KINDS,
@@ -20,8 +23,11 @@ from rlhf_toys import (
 )
 
 from tether.errors import NonFiniteError, UserError
+from tether.language import preference_learning
 from tether.language.methods.rlhf import RLHFConfig
-from tether.language.methods.rlhf_scorers import Ensemble
+from tether.language.methods.rlhf_scorers import Ensemble, check_readable, warn_of_scale
+from tether.language.preference_learning import Means
+from tether.language.reward_model import RewardModel
 from tether.language.samples import read_samples
 from tether.language.tokens import Completion, Prompt
 from tether.learning.metrics import read_metrics
@@ -136,6 +142,76 @@ def test_a_score_or_loss_that_is_not_a_number_names_step_and_rows():
         )
 
 
+def test_nothing_moves_where_the_critics_gradient_is_no_number(monkeypatch):
+    made = learner(critic="separate")
+    before = [p.clone() for m in made.modules.values() for p in m.parameters()]
+    monkeypatch.setattr(made.updater.optimizers[1], "clip", lambda: math.inf)
+    with pytest.raises(NonFiniteError, match="the gradient's norm became inf at step 0, from rows"):
+        made.iterate()
+    after = [p for m in made.modules.values() for p in m.parameters()]
+    assert all(map(torch.equal, after, before)) and all(p.grad is None for p in after)
+
+
+def test_numbers_and_tensors_are_averaged_apart(monkeypatch):
+    """What is on a GPU cannot be stacked with what is not."""
+    stacked = []
+
+    def spy(tensors):
+        stacked.extend(tensors)
+        return torch.stack(tensors)
+
+    monkeypatch.setattr(preference_learning, "stack", spy)
+    metrics = learner(critic="separate").iterate()
+    assert metrics["optimizer/gradient_norm"] > 0 < metrics["value/gradient_norm"]
+    # The divergence, the clipped share, the value loss: what the model computed.
+    assert len(stacked) == 3
+    means = Means()
+    for number, count in ((2.0, 1), (torch.tensor(4.0), 2), (3.0, 1)):
+        means.add("mixed", number, count)
+        means.add("number", 1.5)
+    assert means.read() == {"mixed": 9 / 4, "number": 1.5}
+
+
+def test_a_fixed_score_is_off_and_warned_of_beside_scores_of_another_level(caplog):
+    assert RLHFConfig().missing_eos_score is None
+    for settings in ({"missing_eos_score": -1.0, "normalize_score": True}, {"reward": ("runs/r",)}):
+        warn_of_scale(RLHFConfig(**settings))
+    assert not caplog.records
+    warn_of_scale(RLHFConfig(missing_eos_score=-1.0))
+    assert "beside scores of sentiment as they are" in caplog.text
+
+
+def test_equal_scores_cannot_be_normalized():
+    def flat(items):
+        return np.full(len(items), 0.1)
+
+    assert np.full(64, 0.1).std() > 0
+    settings = {"batch_size": 64, "minibatch_size": 32, "normalize_score": True}
+    with pytest.raises(UserError, match=r"first 64 completions all score 0\.1"):
+        learner(scorer=flat, **settings).iterate()
+
+
+def test_a_reward_is_a_name_or_several(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("sentiment", "reward"):
+        (tmp_path / name).mkdir()
+    assert RLHFConfig(reward="sentiment").reward == ("sentiment",)
+    assert RLHFConfig(reward=["reward", "x"]).reward == (str(tmp_path / "reward"), "x")
+    assert RLHFConfig(reward=tmp_path / "reward").reward == (str(tmp_path / "reward"),)
+    with pytest.raises(UserError, match="reward"):
+        RLHFConfig(reward=3)
+
+
+def test_a_reward_model_of_other_tokens_is_refused():
+    policy, reader = language_model(), language_model()
+    check_readable(RewardModel(reader), policy, 8)
+    words = {f"v{i}": i for i in range(97)}
+    tokenizer = SimpleNamespace(get_vocab=lambda: words)
+    for change in ({"tokenizer": tokenizer}, {"eos_id": 9}):
+        with pytest.raises(UserError, match="they are not the same; expected one vocabulary"):
+            check_readable(RewardModel(dataclasses.replace(reader, **change)), policy, 8)
+
+
 def test_an_ensemble_is_the_mean_or_the_lowest():
     items = [Completion((2,), (LIKED, EOS)), Completion((2,), (EOS,))]
     both = [count_liked, lambda items: [0.5 for _ in items]]
@@ -152,6 +228,7 @@ def test_an_ensemble_is_the_mean_or_the_lowest():
         ({"estimator": "grpo"}, "samples_per_prompt is 1; expected at least 2"),
         ({"critic_start": "reward"}, "needs a trunk of the critic's own"),
         ({"kl_controller": "adaptive", "beta": 0.0}, "beta=0 cannot be adapted"),
+        ({"kl_controller": "adaptive", "kl_horizon": 32}, "kl_horizon=32 is below batch_size=64"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings, message):
@@ -164,6 +241,9 @@ def test_what_does_not_fit_is_told_before_anything_runs():
         learner(prompts=[Prompt((2,)), Prompt((2,) * 30)])
     with pytest.raises(UserError, match="reward is 'nowhere', which is no folder of a run"):
         learner(scorer=None, reward=("nowhere",))
+    for stop in (-1, 8):
+        with pytest.raises(UserError, match=f"stop_ids holds {stop}; expected ids of tokens, 0"):
+            learner(stop_ids=(stop,))
     with pytest.raises(UserError, match=r"shape \(16, 1\) for 16 completions"):
         learner(scorer=lambda items: count_liked(items)[:, None]).iterate()
     with pytest.raises(UserError, match="pretraining is empty"):

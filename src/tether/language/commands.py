@@ -12,6 +12,7 @@ import tyro
 from tether.arguments import parse, peek, print_json, read_toml, say
 from tether.language import training
 from tether.language.methods import METHODS, find_method
+from tether.language.processes import processes
 from tether.language.setup import Setup
 
 
@@ -126,6 +127,8 @@ def _parse(method: str, arguments: Sequence[str]) -> tuple[LearnOptions, Setup, 
 
 
 def _report(trained: training.Trained, as_json: bool) -> None:
+    if not processes().leads:
+        return
     summary = trained.summary()
     shown = [METHODS[trained.method].progress_metric, "held_out/loss"]
     told = [f"{name} {trained.metrics[name]:.4g}" for name in shown if name in trained.metrics]

@@ -56,7 +56,7 @@ class Reviews:
     held_out: tuple[Review, ...]
     digest: str
 
-    def part(self, split: Split) -> tuple[Review, ...]:
+    def part(self, split: str) -> tuple[Review, ...]:
         """One part by its name.
 
         Raises:

@@ -11,7 +11,7 @@ from tether.language.data import (
     Comparison,
     Conversation,
     Demonstration,
-    Question,
+    Judged,
     Ranked,
     Sample,
     Samples,
@@ -19,17 +19,18 @@ from tether.language.data import (
 from tether.language.fields import Text
 from tether.language.templates import Template
 from tether.language.tokens import (
-    Completion,
     Example,
+    Judgement,
     Pair,
     Prompt,
     Ranking,
+    Record,
     Truncation,
     located,
     truncate,
 )
 
-TokenRecord = Prompt | Completion | Example | Pair | Ranking
+TokenRecord = Record
 
 
 def tokenize(
@@ -111,9 +112,9 @@ def _record(sample: Sample, template: Template) -> TokenRecord:
         return Pair(prompt, answer(sample.chosen), answer(sample.rejected), sample.label)
     if isinstance(sample, Ranked):
         return Ranking(prompt, tuple(answer(text) for text in sample.completions))
-    if isinstance(sample, Question):
-        return Prompt(prompt)
-    raise UserError(f"a {type(sample).__name__} sample has no record of tokens")
+    if isinstance(sample, Judged):
+        return Judgement(prompt, answer(sample.completion), sample.label)
+    return Prompt(prompt)
 
 
 def _prompt(sample: Sample) -> Text:

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tether.errors import UserError
+from tether.errors import NonFiniteError, UserError
 from tether.language.key_value_cache import new_cache
+from tether.language.logits import Unembedding
 from tether.language.models import LanguageModel
 from tether.language.records import Completion, Ids, Prompt, located
 
@@ -58,6 +59,7 @@ def generate(
 
     Raises:
         UserError: a bad setting, an empty prompt, or one that leaves no room in the context.
+        NonFiniteError: the model gives logits that are NaN or infinite.
 
     Source:
         Top-k: Fan et al., "Hierarchical Neural Story Generation" (2018), section 5.4; top-p:
@@ -128,12 +130,13 @@ class _Batch:
     def run(self) -> list[Completion]:
         model, settings = self.language_model, self.settings
         stops = torch.tensor(settings.stop_ids, dtype=torch.int64, device=model.device)
+        unembed = Unembedding.of(model.head)
         hidden, mask, cache = self._read_prompts()
         positions = mask.sum(-1)
         alive = torch.arange(len(self.prompts), device=model.device)
         for step in range(settings.max_new_tokens):
             tokens = choose(
-                model.head(hidden),
+                unembed(hidden),
                 self.uniforms[alive, step],
                 temperature=settings.temperature,
                 top_k=settings.top_k,
@@ -180,7 +183,14 @@ class _Batch:
         return hidden, mask, cache
 
     def _take(self, alive: Tensor, tokens: Tensor) -> None:
+        vocabulary = self.language_model.vocabulary
         for row, token in zip(alive.tolist(), tokens.tolist(), strict=True):
+            if token == vocabulary:
+                raise NonFiniteError(
+                    f"the logits became NaN or infinite after {len(self.completions[row])} tokens "
+                    f"of the answer to prompts[{self.indices[row]}]; the model is damaged, or too "
+                    "large for its dtype: try float32 or bfloat16"
+                )
             self.completions[row].append(token)
             if self.on_token is not None:
                 self.on_token(self.indices[row], token)
@@ -202,18 +212,19 @@ def choose(
         logits: (B, V).
         uniforms: (B,) in [0, 1), float64.
         temperature: 0 takes the likeliest token, the first of equals.
-        top_k: keep the k likeliest.
+        top_k: keep the k likeliest; of equals at the edge, no more than fit.
         top_p: keep the fewest likeliest whose probabilities reach p; after `top_k`.
 
     Returns:
-        (B,) int64.
+        (B,) int64; V, which is no token, where logits are NaN or all infinite.
     """
     if temperature == 0.0:
-        return logits.argmax(-1)
+        most, likeliest = logits.max(-1)
+        return torch.where(most.isfinite(), likeliest, logits.shape[-1])
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     if top_k is not None and top_k < logits.shape[-1]:
-        least = logits.topk(top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
+        most, where = logits.topk(top_k, dim=-1)
+        logits = torch.full_like(logits, -torch.inf).scatter_(-1, where, most)
     probabilities = logits.softmax(-1)
     if top_p is not None:
         ordered, where = probabilities.sort(dim=-1, descending=True, stable=True)
@@ -225,7 +236,8 @@ def choose(
     total = cumulative[:, -1]
     # u F(V) may round up to F(V), behind the last token.
     threshold = torch.minimum(uniforms * total, total.nextafter(total.new_zeros(())))
-    return torch.searchsorted(cumulative, threshold[:, None], right=True).squeeze(-1)
+    chosen = torch.searchsorted(cumulative, threshold[:, None], right=True).squeeze(-1)
+    return torch.where(total.isfinite(), chosen, logits.shape[-1])
 
 
 def _check_settings(settings: _Settings, batch_size: int) -> None:

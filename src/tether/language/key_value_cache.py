@@ -14,8 +14,8 @@ BLOCK: Final = 64
 def new_cache(config: Any) -> DynamicCache:
     """An empty cache for a model of this configuration.
 
-    transformers' own copies all it holds at every token, which at 64 rows of 128 tokens costs as
-    much as half of the model's arithmetic. Layers of other kinds (sliding windows) stay its own.
+    transformers' own copies all it holds at every token. Layers of other kinds (sliding windows)
+    stay its own.
     """
     cache = DynamicCache(config=config)
     roomy: Any = _Roomy

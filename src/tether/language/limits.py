@@ -11,6 +11,7 @@ from tether.language.records import (
     Completion,
     Example,
     Ids,
+    Judgement,
     Pair,
     Prompt,
     Ranking,
@@ -154,6 +155,8 @@ def _replaced(record: Record, prompt: Ids, cut: dict[str, Ids]) -> Record | None
         if isinstance(record, Example):
             mask = record.loss_mask
             return Example(prompt, ids, None if mask is None else mask[: len(ids)])
+        if isinstance(record, Judgement):
+            return Judgement(prompt, ids, record.label)
         return Completion(prompt, ids, record.finished and ids == record.completion_ids)
     except UserError:
         return None

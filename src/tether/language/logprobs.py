@@ -2,9 +2,9 @@
 
 Old, reference and training log-probabilities all come from here, so that they agree to the last
 bit when model and batch do. The backbone reads each row once; only the hidden states that predict
-scored tokens reach the head, a chunk of them at a time, and the backward pass computes the chunks'
-logits again instead of keeping them. So there is never more than one chunk of logits, whatever
-rows x tokens x vocabulary comes to, and the gradients are exact.
+scored tokens reach the head, a chunk of them at a time, and unless they are few the backward pass
+computes the chunks' logits again instead of keeping them. So there is never more than one chunk of
+logits, or `KEPT_BYTES`, whatever rows x tokens x vocabulary comes to, and the gradients are exact.
 """
 
 from __future__ import annotations
@@ -12,16 +12,21 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tether.errors import UserError
 from tether.language.batches import TokenBatch
-from tether.language.models import LanguageModel
+from tether.language.logits import Unembedding
+from tether.language.models import LanguageModel, same_tokens
 from tether.objectives import categorical_kl
 
-CHUNK_BYTES: Final = 128 * 2**20
+CHUNK_BYTES: Final = 64 * 2**20
 """Memory of one chunk of logits. More does not make the head faster; less costs calls."""
+
+KEPT_BYTES: Final = 320 * 2**20
+"""If those of all tokens take no more than this, they are kept for the backward pass, which then
+saves one of the head's four matrix products."""
 
 
 class TokenScores(NamedTuple):
@@ -53,7 +58,7 @@ def token_log_probs(
         language_model: policy, reference, or any other.
         batch: I completions of at most C tokens; see `tether.language.batches`.
         temperature: divides the logits z, as in sampling.
-        chunk: tokens that pass the head at once; None: as many as fit 128 MiB of logits. It changes
+        chunk: tokens that pass the head at once; None: as many as fit 64 MiB of logits. It changes
             memory, not results.
 
     Returns:
@@ -82,7 +87,7 @@ def score_tokens(
         language_model: policy, reference, or any other.
         batch: I completions of at most C tokens.
         temperature: divides the logits.
-        chunk: tokens that pass the head at once; None: as many as fit 128 MiB of logits.
+        chunk: tokens that pass the head at once; None: as many as fit 64 MiB of logits.
         entropy: also give H = -sum_v pi_v log pi_v of each token's distribution.
         hidden: (B, T, H) from :func:`hidden_states` for this model and batch, if it is at hand
             (for a value head on the same trunk); None: computed here.
@@ -106,6 +111,7 @@ def score_tokens(
             temperature,
             rows,
             entropy,
+            _kept_rows(language_model, chunk) if torch.is_grad_enabled() else 0,
         ),
     )
     return TokenScores(
@@ -134,7 +140,7 @@ def token_kl(
         reference: ref; of the same vocabulary.
         batch: I completions of at most C tokens.
         temperature: divides both models' logits.
-        chunk: tokens that pass the heads at once; None: as many as fit 128 MiB of logits.
+        chunk: tokens that pass the heads at once; None: as many as fit 64 MiB of logits.
 
     Returns:
         KL in nats per token, (I, C), 0 where `mask` is false; and `mask`.
@@ -142,20 +148,22 @@ def token_kl(
     Raises:
         UserError: different vocabularies, or a temperature or chunk that is not above 0.
     """
-    if reference.vocabulary != language_model.vocabulary:
+    if not same_tokens(language_model, reference):
         raise UserError(
             f"{language_model.name!r} has {language_model.vocabulary} tokens and "
-            f"{reference.name!r} {reference.vocabulary}; expected models of one vocabulary"
+            f"{reference.name!r} {reference.vocabulary}, not the same; expected models of one "
+            "vocabulary"
         )
     rows = _chunk_rows(language_model, chunk)
     _check_temperature(temperature)
     batch = batch.to(language_model.device)
     p = batch.at_sources(hidden_states(language_model, batch))
     q = batch.at_sources(hidden_states(reference, batch)).to(p.device)
+    ours, theirs = Unembedding.of(language_model.head), Unembedding.of(reference.head)
     divergences = [
         categorical_kl(
-            _logits(p[i : i + rows], language_model.head, temperature),
-            _logits(q[i : i + rows], reference.head, temperature),
+            _tempered(ours(p[i : i + rows]), temperature),
+            _tempered(theirs(q[i : i + rows]), temperature),
         )
         for i in range(0, len(p), rows)
     ]
@@ -168,14 +176,7 @@ def hidden_states(language_model: LanguageModel, batch: TokenBatch) -> Tensor:
     return language_model.hidden_states(batch.input_ids, batch.attention_mask, batch.position_ids)
 
 
-def _logits(hidden: Tensor, head: nn.Linear, temperature: float) -> Tensor:
-    return _scaled(hidden, head.weight, head.bias, temperature)
-
-
-def _scaled(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    logits = nn.functional.linear(hidden, weight, bias)
-    # Probabilities of a large vocabulary drown in the rounding of half precision.
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+def _tempered(logits: Tensor, temperature: float) -> Tensor:
     return logits if temperature == 1.0 else logits / temperature
 
 
@@ -195,24 +196,22 @@ class _Head(torch.autograd.Function):
         temperature: float,
         rows: int,
         entropy: bool,
+        most_kept: int,
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        normalizers = torch.empty(len(hidden), dtype=wide, device=hidden.device)
-        log_probs = torch.empty_like(normalizers)
-        entropies = torch.empty_like(normalizers) if entropy else normalizers.new_empty(0)
-        kept = None
+        log_probs = torch.empty(len(hidden), dtype=wide, device=hidden.device)
+        entropies = torch.empty_like(log_probs) if entropy else log_probs.new_empty(0)
+        kept = []
+        unembed = Unembedding(weight, bias)
         for i in range(0, len(hidden), rows):
             part = slice(i, i + rows)
-            logits = _scaled(hidden[part], weight, bias, temperature)
-            normalizers[part] = logits.logsumexp(-1)
-            log_p = logits.sub_(normalizers[part, None])
+            log_p = _tempered(unembed(hidden[part]), temperature).log_softmax(-1)
             log_probs[part] = log_p.gather(-1, targets[part, None]).squeeze(-1)
             if entropy:
                 entropies[part] = -(log_p.exp() * log_p).sum(-1)
-            if len(hidden) <= rows:
-                # Held, a single chunk takes no more memory than made again, and saves the time.
-                kept = log_p
-        ctx.save_for_backward(hidden, weight, bias, targets, normalizers, entropies, kept)
+            if len(hidden) <= most_kept:
+                kept.append(log_p)
+        ctx.save_for_backward(hidden, weight, bias, targets, entropies, *kept)
         ctx.temperature, ctx.rows = temperature, rows
         # An entropy that is only logged then costs nothing on the way back.
         ctx.set_materialize_grads(False)
@@ -225,18 +224,20 @@ class _Head(torch.autograd.Function):
     def backward(
         ctx: Any, grad: Tensor | None, grad_entropy: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, normalizers, entropies, kept = ctx.saved_tensors
+        hidden, weight, bias, targets, entropies, *kept = ctx.saved_tensors
         to_hidden, to_weight, to_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if to_hidden else None
         grad_weight: Tensor | None = None
-        grad_bias = torch.zeros_like(bias, dtype=normalizers.dtype) if to_bias else None
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        grad_bias = torch.zeros_like(bias, dtype=wide) if to_bias else None
+        unembed = None if kept else Unembedding(weight, bias)
         for i in range(0, len(hidden), ctx.rows):
             part = slice(i, i + ctx.rows)
-            log_p = kept
-            if log_p is None:
-                log_p = _scaled(hidden[part], weight, bias, ctx.temperature)
-                log_p.sub_(normalizers[part, None])
-            slope = normalizers.new_zeros(len(log_p), 1)
+            if unembed is None:
+                log_p = kept[i // ctx.rows]
+            else:
+                log_p = _tempered(unembed(hidden[part]), ctx.temperature).log_softmax(-1)
+            slope = log_p.new_zeros(len(log_p), 1)
             if grad is not None:
                 slope = slope - grad[part, None]
             if grad_entropy is not None:
@@ -261,11 +262,12 @@ class _Head(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
 
 
 def _added(total: Tensor | None, one: Tensor, other: Tensor) -> Tensor:
-    """A sum of matrix products that rounds to half precision only once, at its end."""
+    """A sum of matrix products, which in half precision is added up in float32."""
     if total is None:
         return one @ other
     wide = torch.promote_types(one.dtype, torch.float32)
@@ -280,6 +282,11 @@ def _chunk_rows(language_model: LanguageModel, chunk: int | None) -> int:
     if chunk < 1:
         raise UserError(f"chunk is {chunk}; expected at least 1 token")
     return chunk
+
+
+def _kept_rows(language_model: LanguageModel, chunk: int | None) -> int:
+    # Whoever names a chunk wants no more than that in memory.
+    return KEPT_BYTES // (4 * language_model.vocabulary) if chunk is None else chunk
 
 
 def _check_temperature(temperature: float) -> None:

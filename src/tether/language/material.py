@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from tether.errors import UserError
-from tether.language.data import Conversation, Samples, read_data
+from tether.language.data import FORMATS, Conversation, Samples, read_data
 from tether.language.examples import TokenRecord, digest, fit, tokenize
 from tether.language.methods import METHODS, Method
 from tether.language.models import LanguageModel
-from tether.language.preference_learning import split
-from tether.language.reviews import prefixes
-from tether.language.setup import Setup, with_template
+from tether.language.reviews import Split, prefixes
+from tether.language.setup import Setup, is_run, open_run, with_template
 from tether.language.sources import MOVIE_REVIEWS, DataLike
+from tether.language.splitting import split
 from tether.language.templates import Kind, Template
 from tether.language.tokens import Prompt, Truncation
+
+logger = logging.getLogger(__name__)
 
 PREFIXES = 4096
 """Beginnings of film reviews to continue, unless a limit says otherwise."""
@@ -54,6 +57,11 @@ def prepare(method: str, setup: Setup, data: DataLike, config: Any) -> Material:
     if reviews and about.prompts_only:
         samples = None
         kind: Kind = "plain"
+        if setup.template == "chat":
+            raise UserError(
+                f"template is 'chat', but the prompts of {MOVIE_REVIEWS} are beginnings of texts; "
+                "expected plain or auto"
+            )
     else:
         # Data that cannot be used are told before a model is loaded.
         samples = read_data(
@@ -63,18 +71,21 @@ def prepare(method: str, setup: Setup, data: DataLike, config: Any) -> Material:
             limit=setup.limit,
             skip_bad=setup.skip_bad,
         )
+        _check_needs(about, samples, config)
         kind = _template(setup, samples)
+    _check_rewards(config, kind)
     model, template = with_template(setup.load_model(), kind)
     answers = config.max_new_tokens if about.prompts_only else 0
     reader = _Reader(setup, template, model.context, about, reserved=answers)
     if samples is None:
         count = setup.limit or PREFIXES
-        ids = prefixes(model.tokenizer, count, split="train", seed=setup.seed)
+        part = cast(Split, setup.split)
+        ids = prefixes(model.tokenizer, count, split=part, seed=setup.seed)
         records, truncation = reader.fit([Prompt(tuple(i)) for i in ids], MOVIE_REVIEWS)
     else:
         records, truncation = reader.read(samples)
     held_out: Sequence[TokenRecord] = ()
-    if reviews and share:
+    if reviews and share and setup.split == "train":
         count = min(MOST_HELD_OUT, max(1, round(share * len(records))))
         held_out, _ = reader.read(read_data(data, about.formats, split="held_out", limit=count))
     elif share and len(records) > 1:
@@ -117,6 +128,16 @@ class _Reader:
         )
 
 
+def _check_needs(about: Method, samples: Samples, config: Any) -> None:
+    name, value = about.needs.get(samples.format, (None, None))
+    if name is not None and (found := getattr(config, name)) != value:
+        columns = ", ".join(FORMATS[samples.format].columns)
+        raise UserError(
+            f"{name} is {found!r}, which cannot learn from the columns {columns} of the data "
+            f"{samples.name}; expected {name} {value}"
+        )
+
+
 def _template(setup: Setup, samples: Samples) -> Kind:
     if samples.format == "text":
         if setup.template == "chat":
@@ -125,8 +146,33 @@ def _template(setup: Setup, samples: Samples) -> Kind:
                 "expected plain or auto"
             )
         return "plain"
+    # How a run has learned to answer is how it is asked.
+    learned: Kind | None = open_run(setup.model).spec["template"] if is_run(setup.model) else None
+    kind: Kind = learned or "plain"
     if setup.template != "auto":
-        return setup.template
-    _, first = next(iter(samples), (None, None))
-    messages = isinstance(first, Conversation) or not isinstance(getattr(first, "prompt", ""), str)
-    return "chat" if messages else "plain"
+        kind = setup.template
+    else:
+        _, first = next(iter(samples), (None, None))
+        prompt = getattr(first, "prompt", "")
+        if isinstance(first, Conversation) or not isinstance(prompt, str):
+            kind = "chat"
+        elif not prompt:
+            # Texts that are compared or judged as they are answer nobody.
+            return "plain"
+    if learned not in (None, kind):
+        logger.warning(
+            "warning: run %s has learned from %s prompts, and these are %s: what it has learned "
+            "may be lost on them",
+            *(setup.model, learned, kind),
+        )
+    return kind
+
+
+def _check_rewards(config: Any, kind: Kind) -> None:
+    for name in getattr(config, "reward", ()):
+        learned = open_run(name).spec.get("template", kind) if is_run(name) else kind
+        if learned != kind:
+            raise UserError(
+                f"the reward model {name} has learned from {learned} prompts, and these are "
+                f"{kind}; expected template {learned}, or another reward"
+            )

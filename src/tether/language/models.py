@@ -15,6 +15,7 @@ from tether.errors import UserError
 from tether.language import pretrained
 from tether.language.adapters import LoraSettings, with_lora
 from tether.language.heads import ScalarHead
+from tether.language.lean_layers import make_lean
 
 __all__ = [
     "LanguageModel",
@@ -22,7 +23,9 @@ __all__ = [
     "ScalarHead",
     "from_parts",
     "load_model",
+    "merged",
     "reference_of",
+    "same_tokens",
     "save_model",
 ]
 
@@ -50,6 +53,7 @@ class LanguageModel:
         stop_ids: every token that ends a completion, `eos_id` first; chat models have several.
         adapter_off: read it as if it had no adapter; see :func:`reference_of`.
         frozen: no gradients ever.
+        origin: digest of what it was loaded from; empty where that was not asked for.
     """
 
     model: Any
@@ -63,6 +67,7 @@ class LanguageModel:
     stop_ids: tuple[int, ...] = ()
     adapter_off: bool = False
     frozen: bool = False
+    origin: str = ""
 
     def __post_init__(self) -> None:
         if not self.stop_ids:
@@ -152,9 +157,8 @@ class LanguageModel:
                 f"{self.name!r} does not let every token see all before it, so several texts "
                 "cannot share a row: turn off sharing of prompts and packing"
             )
-        if attention == "sdpa":
-            return mask
-        if attention == "eager":
+        if attention in ("sdpa", "eager"):
+            # As a number to add, made once: of truth values every layer would make its own.
             lowest = torch.finfo(self.dtype).min
             return torch.zeros_like(mask, dtype=self.dtype).masked_fill_(~mask, lowest)
         raise UserError(
@@ -217,6 +221,7 @@ def from_parts(
             module.p = 0.0
     model.eval()
     model.requires_grad_(True)
+    make_lean(model)
     pad = tokenizer.pad_token_id
     loaded = LanguageModel(
         model=model,
@@ -248,19 +253,43 @@ def reference_of(language_model: LanguageModel) -> LanguageModel:
 
 
 def save_model(language_model: LanguageModel, folder: str | Path) -> None:
-    """Writes an ordinary Hugging Face folder; an adapter is merged into the weights.
+    """Writes an ordinary Hugging Face folder.
+
+    An adapter is merged into the weights, which are then float32 or wider: the steps of bfloat16
+    are larger than much of what adapters learn.
 
     Raises:
         UserError: it cannot be written.
     """
     model = language_model.model
     if language_model.has_adapter:
-        model = copy.deepcopy(model).merge_and_unload()
+        model = merged(dataclasses.replace(language_model, model=copy.deepcopy(model)))
     try:
         model.save_pretrained(folder)
         language_model.tokenizer.save_pretrained(folder)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
+
+
+def merged(language_model: LanguageModel) -> Any:
+    """The Hugging Face model with the adapter, if any, added to its weights, in float32 or wider.
+
+    The given model is used up.
+    """
+    if not language_model.has_adapter:
+        return language_model.model
+    wide = torch.promote_types(language_model.dtype, torch.float32)
+    return language_model.model.to(wide).merge_and_unload()
+
+
+def same_tokens(one: LanguageModel, other: LanguageModel) -> bool:
+    """Whether an id stands for the same token in both, as far as there are tokenizers to tell."""
+    if one.vocabulary != other.vocabulary:
+        return False
+    known = one.tokenizer is not None and other.tokenizer is not None
+    if not known or one.tokenizer is other.tokenizer:
+        return True
+    return bool(one.tokenizer.get_vocab() == other.tokenizer.get_vocab())
 
 
 def _device(name: str) -> torch.device:
@@ -304,24 +333,30 @@ def _check_fit(language_model: LanguageModel) -> None:
         )
     ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=language_model.device) % rows
     positions = torch.arange(4, device=language_model.device).expand(2, 4)
+    everything = torch.ones_like(ids).bool()
     try:
-        hidden = language_model.hidden_states(ids, torch.ones_like(ids).bool(), positions)
+        hidden = language_model.hidden_states(ids, everything, positions)
     except TypeError as error:
         raise UserError(
             f"{name!r} takes no position ids or cache as causal language models do "
             f"({pretrained.one_line(error)})"
         ) from error
-    logits = language_model.model(input_ids=ids, position_ids=positions, use_cache=False).logits
-    if not _close(head(hidden), logits):
+    logits = language_model.model(
+        input_ids=ids, attention_mask=everything, position_ids=positions, use_cache=False
+    ).logits
+    # The same products of the same numbers: a few roundings, not enough to hide a soft cap.
+    if not _close(head(hidden), logits, roundings=4):
         raise UserError(
             f"{name!r} transforms its logits after the head, which is not supported; expected "
             "logits that are a linear function of the last hidden state"
         )
-    if not _close(hidden[0, :3], hidden[1, :3]):
+    # Rows of one product may differ in their last bits, layer after layer.
+    roundings = 16 if torch.finfo(hidden.dtype).bits < 32 else 50
+    if not _close(hidden[0, :3], hidden[1, :3], roundings=roundings):
         raise UserError(f"in {name!r} tokens see those after them; expected a causal model")
 
 
-def _close(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors differ by rounding only."""
+def _close(one: Tensor, other: Tensor, *, roundings: int) -> bool:
+    """Whether two tensors differ by no more than some roundings of their largest number."""
     scale = float(one.abs().max())
-    return float((one - other).abs().max()) <= 50.0 * torch.finfo(one.dtype).eps * scale
+    return float((one - other).abs().max()) <= roundings * torch.finfo(one.dtype).eps * scale

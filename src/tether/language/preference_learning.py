@@ -10,22 +10,24 @@ DPO and reward models derive from :class:`PreferenceLearner`::
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import Field
 from torch import Tensor, nn, stack
 
-from tether.errors import NonFiniteError, UserError
+from tether.errors import NonFiniteError
 from tether.language.models import LanguageModel
-from tether.language.optimization import OptimizationConfig, Optimizer
+from tether.language.optimization import OptimizationConfig, Optimizer, update_together
 from tether.language.order import Order
+from tether.language.processes import processes
+from tether.language.splitting import split
 from tether.language.tokens import (
     Completion,
+    Judgement,
     Pair,
     Ranking,
     TokenBatch,
@@ -37,23 +39,16 @@ from tether.language.weights import load_parameters, parameters_to_state
 from tether.learning.learner import Metrics, State
 
 Comparison = Pair | Ranking
-R = TypeVar("R", bound=Comparison)
-
-
-class _Prompted(Protocol):
-    @property
-    def prompt_ids(self) -> Sequence[int]: ...
-
-
-P = TypeVar("P", bound=_Prompted)
+Preference = Comparison | Judgement
+R = TypeVar("R", bound=Preference)
 
 
 class PreferenceConfig(OptimizationConfig):
     """Settings of every method that learns from comparisons."""
 
     shared_prompt: bool = True
-    """Read a prompt once for all its completions: the same result, faster where prompts are long.
-    Off for models that cannot take it (sliding windows)."""
+    """Read a prompt once for all its completions, where it is long enough to save time: the same
+    result, sooner. Off for models that cannot take it (sliding windows)."""
     held_out: float = Field(0.0, ge=0, lt=1)
     """Share of the prompts kept from training, to measure on."""
     evaluate_every: int = Field(20, ge=1)
@@ -181,13 +176,16 @@ class PreferenceLearner(ABC, Generic[R]):
         if metrics:
             return metrics
         means, tokens, count = Means(), 0, 0
+        batches: list[list[int]] = []
         for member, order in enumerate(self.orders):
             rows = order.next()
             tokens += self.accumulate(member, rows, means)
             count = len(rows)
+            batches.append(rows)
         metrics = means.read()
-        self._check(metrics)
-        updates = [optimizer.update(self._steps) for optimizer in self.optimizers]
+        self._check(metrics, batches)
+        named = self._named(self._numbers(batches))
+        updates = update_together(self.optimizers, self._steps, named)
         self._steps += count
         self._iterations += 1
         metrics |= {name: sum(u[name] for u in updates) / len(updates) for name in updates[0]}
@@ -228,38 +226,80 @@ class PreferenceLearner(ABC, Generic[R]):
     def layout(self, groups: Sequence[Sequence[Completion]]) -> TokenBatch:
         """Completions as a batch on the model's device, prompts read once if so configured."""
         model = self.language_model
-        # One completion by itself has nobody to share its prompt with.
-        shared = self.config.shared_prompt and any(len(group) > 1 for group in groups)
-        if shared:
+        if self.config.shared_prompt and _sharing_pays(groups, model.hidden_size):
             batch = collate_shared(groups, pad_id=model.pad_id)
         else:
             batch = collate([item for group in groups for item in group], pad_id=model.pad_id)
         return batch.to(model.device)
 
-    def _check(self, metrics: Metrics) -> None:
-        for name, value in metrics.items():
-            if not math.isfinite(value):
-                for optimizer in self.optimizers:
-                    optimizer.clear()
-                raise NonFiniteError(
-                    f"{name} became {value} at step {self._steps}; lower learning_rate "
-                    f"({self.config.learning_rate:g}) (the last checkpoint is intact)"
-                )
+    def numbered(self, member: int, row: int) -> int:
+        """Where in `data` a member's row is."""
+        return row
+
+    def _check(self, metrics: Metrics, batches: Sequence[Sequence[int]]) -> None:
+        """Refuses measurements that are not finite, and finds the records they come from."""
+        bad = {name: value for name, value in metrics.items() if not math.isfinite(value)}
+        if not bad:
+            return
+        culprits = set()
+        for member, rows in enumerate(batches):
+            for row in rows:
+                means = Means()
+                self.accumulate(member, [row], means)
+                if not all(map(math.isfinite, means.read().values())):
+                    culprits.add(self.numbered(member, row))
+        for optimizer in self.optimizers:
+            optimizer.clear()
+        name = "loss" if "loss" in bad else min(bad)
+        raise NonFiniteError(
+            f"{name} became {bad[name]} at step {self._steps}, in "
+            f"{self._named(sorted(culprits) or self._numbers(batches))}; lower learning_rate "
+            f"({self.config.learning_rate:g}) or look at the data (the last checkpoint is intact)"
+        )
+
+    def _numbers(self, batches: Sequence[Sequence[int]]) -> list[int]:
+        """Places in `data` of all that was read."""
+        return sorted({self.numbered(m, row) for m, rows in enumerate(batches) for row in rows})
+
+    def _named(self, rows: Sequence[int]) -> str:
+        """Some records, as an error names them: counted from 1."""
+        shown = ", ".join(str(row + 1) for row in rows[:10]) + (", ..." if len(rows) > 10 else "")
+        return f"record{'s' if len(rows) > 1 else ''} {shown} of the training data"
 
 
 _ORDERS_APART = 1_000_003
 
 
+def _sharing_pays(groups: Sequence[Sequence[Completion]], hidden_size: int) -> bool:
+    """Whether reading prompts once saves more than attention over longer rows costs.
+
+    A layer takes about 24 H^2 operations for each token, and 4 H for each pair of them in a row.
+    """
+    apart = together = 0.0
+    for group in groups:
+        prompt, answers = len(group[0].prompt_ids), [len(item.completion_ids) for item in group]
+        rows = [prompt + answer for answer in answers]
+        row = prompt + sum(answers)
+        apart += sum(rows) + sum(length**2 for length in rows) / (6 * hidden_size)
+        together += row + row**2 / (6 * hidden_size)
+    return together < apart
+
+
 class Means:
-    """Means of measurements: summed where they arise, read from the device all at once."""
+    """Means of measurements: summed where they arise, read from the device all at once.
+
+    Numbers that are at hand already stay apart from tensors, wherever those are. Of several
+    processes that learn together, each measures its share.
+    """
 
     def __init__(self) -> None:
         """Nothing measured yet."""
-        self._sums: dict[str, tuple[Tensor, float]] = {}
+        self._sums: dict[str, tuple[Tensor | float, float]] = {}
 
-    def add(self, name: str, total: Tensor, count: float = 1) -> None:
-        """Takes in a sum of `count` values, a tensor without axes."""
-        total = total.detach()
+    def add(self, name: str, total: Tensor | float, count: float = 1) -> None:
+        """Takes in a sum of `count` values, a number or a tensor without axes."""
+        if isinstance(total, Tensor):
+            total = total.detach()
         if name in self._sums:
             before, counted = self._sums[name]
             total, count = before + total, counted + count
@@ -268,62 +308,22 @@ class Means:
     def read(self) -> Metrics:
         """The mean of each measurement of at least one value."""
         counted = {name: pair for name, pair in self._sums.items() if pair[1]}
-        if not counted:
-            return {}
         # float64 keeps a count of tokens whole, and adds up micro-batches without rounding.
-        totals = stack([total.double() for total, _ in counted.values()]).tolist()
-        return {
-            name: total / count
-            for total, (name, (_, count)) in zip(totals, counted.items(), strict=True)
+        waiting = [total.double() for total, _ in counted.values() if isinstance(total, Tensor)]
+        arrived = iter(stack(waiting).tolist() if waiting else ())
+        own = {
+            name: [next(arrived) if isinstance(total, Tensor) else total, count]
+            for name, (total, count) in counted.items()
         }
+        sums: dict[str, list[float]] = {}
+        for part in processes().gather(own):
+            for name, (total, count) in part.items():
+                before = sums.get(name, [0.0, 0.0])
+                sums[name] = [before[0] + total, before[1] + count]
+        return {name: total / count for name, (total, count) in sums.items()}
 
 
-def micro_batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Places in a batch, at most `size` at a time, longest first, so that little is padded."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
-
-
-def read_length(record: Comparison) -> int:
+def read_length(record: Preference) -> int:
     """Tokens of the prompt and of all completions."""
     completions = record.as_completions()
     return len(record.prompt_ids) + sum(len(c.completion_ids) for c in completions)
-
-
-def split(data: Sequence[P], share: float) -> tuple[list[P], list[P]]:
-    """Records to learn from, and records to measure on.
-
-    All records of a prompt land on one side, so that nothing learned about a prompt helps to
-    recognize its answers. Which side follows from the tokens alone, not from order or seed. If all
-    have one and the same prompt, they are split one by one.
-
-    Args:
-        data: any records with prompts.
-        share: of the prompts to hold out, in [0, 1). Unless zero, at least one prompt is held out;
-            at least one is left.
-
-    Raises:
-        UserError: there are not two to tell apart.
-    """
-    if not share:
-        return list(data), []
-    keys = [_digest(record.prompt_ids) for record in data]
-    if len(set(keys)) < 2:
-        keys = [_digest(record) for record in data]
-    distinct = sorted(set(keys))
-    if len(distinct) < 2:
-        raise UserError(
-            f"held_out is {share}, but the data hold nothing to split ({len(data)} records, all "
-            "alike); give more data, or held_out 0"
-        )
-    count = min(max(1, round(share * len(distinct))), len(distinct) - 1)
-    apart = set(distinct[:count])
-    sides: tuple[list[P], list[P]] = ([], [])
-    for record, key in zip(data, keys, strict=True):
-        sides[key in apart].append(record)
-    return sides
-
-
-def _digest(tokens: object) -> bytes:
-    return hashlib.sha256(repr(tokens).encode()).digest()

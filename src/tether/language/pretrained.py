@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from tether.errors import UserError
-from tether.language.cache import cache_folder
+from tether.language.cache import cache_folder, unwritable
+from tether.language.places import expanded, is_file, is_folder, short
 
 TINY: Final = "tiny"
 SMOLLM2: Final = "smollm2-135m-instruct"
@@ -45,8 +46,8 @@ def find_folder(name: str) -> Path:
         return _tiny()
     if name == SMOLLM2:
         return _smollm2()
-    folder = Path(name).expanduser()
-    if not (folder.exists() or _is_path(name)):
+    folder = expanded(name)
+    if not (is_folder(folder) or is_file(folder) or _is_path(name)):
         folder = _from_hub(name)
     check_folder(folder)
     return folder
@@ -58,8 +59,8 @@ def check_folder(folder: Path) -> None:
     Raises:
         UserError: missing, not a model, weights missing, cut off, or only pickled.
     """
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; {_names()}")
+    if not is_folder(folder):
+        raise UserError(f"there is no folder {short(folder)}; {_names()}")
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
         raise UserError(f"{folder} holds an adapter without its model; give the merged model")
     _check_json(folder / "config.json", folder)
@@ -130,11 +131,14 @@ def _smollm2() -> Path:
     source, version = _smollm2_source()
     folder = cache_folder() / f"{SMOLLM2}-{version}-{_SMOLLM2_FORMAT}"
     # Two runs started together would otherwise convert side by side, at 1 GB of memory each.
-    with FileLock(f"{folder}.lock"):
-        try:
-            check_folder(folder)
-        except UserError:
-            _replace_folder(folder, lambda unfinished: _convert(source, unfinished))
+    try:
+        with FileLock(f"{folder}.lock"):
+            try:
+                check_folder(folder)
+            except UserError:
+                _replace_folder(folder, lambda unfinished: _convert(source, unfinished))
+    except OSError as error:
+        raise unwritable(folder.parent, error) from error
     return folder
 
 
@@ -213,11 +217,11 @@ def _from_hub(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
     except HFValidationError:
-        raise UserError(f"{name!r} is no folder and no id of the hub; {mend}") from None
+        raise UserError(f"{short(name)!r} is no folder and no id of the hub; {mend}") from None
     # What a network can raise has no common base: requests, urllib3, httpx, the hub's own.
     except Exception as error:
         raise UserError(
-            f"{name!r} is no folder here and could not be had from the Hugging Face hub "
+            f"{short(name)!r} is no folder here and could not be had from the Hugging Face hub "
             f"({one_line(error)}); {mend}"
         ) from error
 

@@ -150,7 +150,36 @@ class Ranking:
         return tuple(Completion(self.prompt_ids, ids) for ids in self.completions)
 
 
-Record: TypeAlias = Prompt | Completion | Example | Pair | Ranking
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """One completion, and whether it is good.
+
+    Attributes:
+        prompt_ids: at least one token.
+        completion_ids: at least one token.
+        label: probability that the completion is good, in [0, 1].
+    """
+
+    prompt_ids: Ids
+    completion_ids: Ids
+    label: float
+
+    def __post_init__(self) -> None:
+        _check_ids(self, "prompt_ids")
+        _check_ids(self, "completion_ids")
+        # Written so that NaN fails too.
+        if not 0.0 <= self.label <= 1.0:
+            raise UserError(
+                f"label is {self.label}; expected the probability in [0, 1] that completion_ids "
+                "are good"
+            )
+
+    def as_completions(self) -> tuple[Completion]:
+        """The one that was judged."""
+        return (Completion(self.prompt_ids, self.completion_ids),)
+
+
+Record: TypeAlias = Prompt | Completion | Example | Pair | Ranking | Judgement
 
 
 @contextmanager

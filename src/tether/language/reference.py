@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tether.errors import RunError
+from tether.errors import NonFiniteError, RunError
 from tether.language.cache import cache_folder
 from tether.language.models import LanguageModel
+from tether.language.processes import processes
 from tether.language.tokens import Completion
+from tether.language.weights import parameters_digest
 from tether.learning.checkpoint import load_checkpoint, save_checkpoint
 from tether.learning.learner import State
 
 Groups = Sequence[Sequence[Completion]]
+
+# What a model's configuration tells of its file rather than of its function.
+_OF_NO_ACCOUNT: Final = frozenset(
+    {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
+)
 
 
 class ReferenceLogProbs:
@@ -68,12 +76,24 @@ class ReferenceLogProbs:
         Args:
             rows: their places.
             score: computes log ref(y|x) of groups, (b, columns); asked once for every record.
+
+        Raises:
+            NonFiniteError: it is NaN or infinite.
         """
         unknown = [row for row in rows if np.isnan(self._values[row]).any()]
         if unknown:
-            found = score([self.groups[row] for row in unknown])
-            self._values[unknown] = found.double().cpu().numpy()
-            if self._file is not None and not len(self.missing):
+            found = score([self.groups[row] for row in unknown]).double().cpu().numpy()
+            # NaN stands for what is not known yet: such an answer would be asked for for ever.
+            if not (finite := np.isfinite(found).all(axis=1)).all():
+                bad = [row + 1 for row, good in zip(unknown, finite, strict=True) if not good]
+                shown = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
+                raise NonFiniteError(
+                    f"the reference's log-probability became {found[~np.isfinite(found)][0]} for "
+                    f"record{'s' if len(bad) > 1 else ''} {shown}; the model is damaged, or too "
+                    "large for its dtype: try float32 or bfloat16"
+                )
+            self._values[unknown] = found
+            if self._file is not None and not len(self.missing) and processes().leads:
                 self._file.parent.mkdir(parents=True, exist_ok=True)
                 save_checkpoint(self._file, {"values": self._values}, {})
         return torch.from_numpy(self._values[list(rows)])
@@ -98,12 +118,14 @@ class ReferenceLogProbs:
 
 
 def fingerprint(language_model: LanguageModel) -> str:
-    """Digest of a model's parameters; of those without the adapter, if it is read without."""
-    digest = hashlib.sha256()
-    for name, parameter in language_model.model.named_parameters():
-        if language_model.adapter_off and ".lora_" in name:
-            continue
-        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        flat = parameter.detach().cpu().contiguous().reshape(-1)
-        digest.update(memoryview(flat.view(torch.uint8).numpy()))
-    return digest.hexdigest()
+    """Digest of a model: of its parameters, without the adapter if it is read so, and settings."""
+    read = [
+        (name, parameter)
+        for name, parameter in language_model.model.named_parameters()
+        if not (language_model.adapter_off and ".lora_" in name)
+    ]
+    about = language_model.causal_lm.config.to_diff_dict()
+    settings = {name: value for name, value in about.items() if name not in _OF_NO_ACCOUNT}
+    seal = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    seal.update(parameters_digest(read).encode())
+    return seal.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Literal, Self
@@ -17,7 +18,7 @@ from tether.language.batches import PromptAndCompletion
 from tether.language.logprobs import hidden_states
 from tether.language.models import LanguageModel, ScalarHead
 from tether.language.tokens import Completion, TokenBatch, collate
-from tether.language.weights import load_parameters, parameters_to_state
+from tether.language.weights import load_parameters, parameters_digest, parameters_to_state
 from tether.learning.learner import State
 
 Combine = Literal["mean", "lowest"]
@@ -125,8 +126,8 @@ class RewardModel:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             batch = collate([items[row] for row in rows], pad_id=self.language_model.pad_id)
-            for member in range(self.members):
-                scores[rows, member] = self.raw(batch, member).double().cpu().numpy()
+            for member, found in enumerate(self._raw_of_each(batch)):
+                scores[rows, member] = found.double().cpu().numpy()
         return scores if raw else scores * self.gain + self.bias
 
     def __call__(
@@ -221,6 +222,34 @@ class RewardModel:
         self.gain = np.array(saved["method"]["gain"], np.float64)
         self.bias = np.array(saved["method"]["bias"], np.float64)
         return self
+
+    @property
+    def normalized(self) -> bool:
+        """Whether :meth:`normalize` was called, here or where the model was learned."""
+        return not (np.all(self.gain == 1.0) and np.all(self.bias == 0.0))
+
+    def digest(self) -> str:
+        """Equal if and only if all that decides a score is: base, adapters, heads, gain, bias."""
+        modules = (self.language_model.model, self.heads)
+        learned = [
+            (name, parameter)
+            for module in modules
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+        ]
+        base = self.language_model.origin if self.language_model.has_adapter else ""
+        seal = hashlib.sha256(f"{base} {parameters_digest(learned)}".encode())
+        seal.update(self.gain.tobytes() + self.bias.tobytes())
+        return seal.hexdigest()
+
+    def _raw_of_each(self, batch: TokenBatch) -> Iterator[Tensor]:
+        """Every member's raw scores; a trunk that they share is read once."""
+        if self.adapters:
+            yield from (self.raw(batch, member) for member in range(self.members))
+            return
+        batch = batch.to(self.language_model.device)
+        last = batch.at_last(hidden_states(self.language_model, batch))
+        yield from (head(last) for head in self.heads)
 
     @contextmanager
     def _active(self, member: int) -> Iterator[None]:

@@ -20,6 +20,7 @@ from tether.language.generation import generate
 from tether.language.methods.best_of_n import Scorer
 from tether.language.models import LanguageModel
 from tether.language.optimization import OptimizationConfig
+from tether.language.processes import processes
 from tether.language.tokens import Completion, Ids, Prompt, check_records
 from tether.learning.learner import State
 
@@ -42,7 +43,8 @@ class RolloutConfig(OptimizationConfig):
     stop_ids: tuple[int, ...] = ()
     """Further tokens that end a completion, such as that of a line break."""
     generation_batch_size: int = Field(64, ge=1)
-    """Rows decoded side by side. More: faster, and more memory; the completions stay the same."""
+    """Rows decoded side by side. More: faster, and more memory; the completions stay the same up to
+    rounding, which may tip a token now and then."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -105,7 +107,8 @@ class Collector:
             seed: decides order and samples.
 
         Raises:
-            UserError: no prompts, or one that leaves no room for a completion.
+            UserError: no prompts, or one that leaves no room for a completion, or a stop id that is
+                no token.
         """
         prompts = [Prompt(record.prompt_ids) for record in data]
         context, new = language_model.context, config.max_new_tokens
@@ -116,6 +119,12 @@ class Collector:
                     f"data[{index}] has {len(prompt.prompt_ids)} tokens, and max_new_tokens is "
                     f"{new}; together they exceed the model's context of {context}: shorten the "
                     "prompt or lower max_new_tokens"
+                )
+        for stop in config.stop_ids:
+            if not 0 <= stop < language_model.vocabulary:
+                raise UserError(
+                    f"stop_ids holds {stop}; expected ids of tokens, 0 to "
+                    f"{language_model.vocabulary - 1}"
                 )
         self.config = config
         self.language_model = language_model
@@ -146,13 +155,14 @@ class Collector:
         numbers = range(self.count, self.count + config.batch_size)
         groups = [number // config.samples_per_prompt for number in numbers]
         prompts = shuffled(groups, len(self.prompts), (self.seed, _PROMPTS))
+        places = processes().share(range(config.batch_size))
         completions = generate(
             self.language_model,
-            [self.prompts[prompt].prompt_ids for prompt in prompts],
+            [self.prompts[prompts[place]].prompt_ids for place in places],
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
             stop_ids=self.stop_ids,
-            seeds=[_seed(self.seed, number) for number in numbers],
+            seeds=[_seed(self.seed, numbers[place]) for place in places],
             batch_size=config.generation_batch_size,
         )
         scores = np.asarray(self.scorer(completions), np.float64)
@@ -161,6 +171,7 @@ class Collector:
                 f"the scorer gave an array of shape {scores.shape} for {len(completions)} "
                 f"completions; expected ({len(completions)},)"
             )
+        completions, scores = _together(completions, scores)
         episodes = Episodes(completions, np.array(prompts, np.int64), scores)
         bad = np.flatnonzero(~np.isfinite(scores)).tolist()
         if bad:
@@ -200,6 +211,23 @@ def shuffled(numbers: Sequence[int], total: int, seed: Sequence[int]) -> list[in
             orders[epoch] = np.random.default_rng([*seed, epoch]).permutation(total)
         records.append(int(orders[epoch][place]))
     return records
+
+
+def _together(
+    completions: list[Completion], scores: NDArray[np.float64]
+) -> tuple[list[Completion], NDArray[np.float64]]:
+    """The shares of all processes, in the order of the episodes."""
+    group = processes()
+    if group.count == 1:
+        return completions, scores
+    rows = [
+        [item.prompt_ids, item.completion_ids, item.finished, score]
+        for item, score in zip(completions, scores.tolist(), strict=True)
+    ]
+    shares = group.gather(rows)
+    every = [shares[i % group.count][i // group.count] for i in range(sum(map(len, shares)))]
+    found = [Completion(tuple(row[0]), tuple(row[1]), row[2]) for row in every]
+    return found, np.array([row[3] for row in every], np.float64)
 
 
 def _seed(seed: int, number: int) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from tether.errors import UserError
@@ -13,6 +12,9 @@ from tether.language.tokens import Completion
 from tether.learning.callbacks import BaseCallback
 from tether.learning.learner import Learner, Metrics
 from tether.learning.run import Run
+from tether.learning.samples import SAMPLES_FILE, read_samples
+
+__all__ = ["Sample", "SampleTable", "read_samples"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class SampleTable(BaseCallback):
     learner with ``samples``.
     """
 
-    FILE: Final = "samples.jsonl"
+    FILE: Final = SAMPLES_FILE
 
     def __init__(self, tokenizer: Any = None, *, count: int = 4, every: int = 1) -> None:
         """Writes into whatever run it is used in.
@@ -92,33 +94,6 @@ class SampleTable(BaseCallback):
             "kl": sample.kl,
             "finished": item.finished,
         }
-
-
-def read_samples(path: str | Path) -> list[dict[str, Any]]:
-    """Reads ``samples.jsonl``, also while a run is still writing it.
-
-    Args:
-        path: the file, or the run's folder.
-
-    Returns:
-        One dict per finished line.
-
-    Raises:
-        UserError: there is no such file, or a line is not a JSON object.
-    """
-    path = Path(path)
-    path = path / SampleTable.FILE if path.is_dir() else path
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    except OSError as error:
-        raise UserError(f"cannot read samples {path}: {error.strerror or error}") from error
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(dict(json.loads(line)))
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{path}, line {number}: not a JSON object") from error
-    return rows
 
 
 def _line(row: dict[str, Any]) -> str:

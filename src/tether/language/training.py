@@ -6,22 +6,27 @@ import math
 import resource
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from tether.arguments import say
-from tether.errors import UserError
+from tether.errors import RunError, UserError
 from tether.language.material import Material, prepare
+from tether.language.memory import memory_told
 from tether.language.methods import METHODS, find_method
 from tether.language.models import LanguageModel
+from tether.language.places import expanded, is_file, lasting
 from tether.language.pretrained import SMOLLM2, TINY
+from tether.language.processes import Leader, follow, join, processes
 from tether.language.setup import (
     ROOM,
     Setup,
     load_language_model,
     load_reward_model,
+    open_run,
     setup_of,
 )
 from tether.language.sources import MOVIE_REVIEWS, DataLike
@@ -128,9 +133,7 @@ def train(
     named = {name: settings.pop(name) for name in [*settings] if name in Setup.model_fields}
     # Wherever the run is resumed from, it must find its models and data again.
     if "model" in named:
-        named["model"] = _lasting(named["model"])
-    if "reward" in settings:
-        settings["reward"] = [_lasting(name) for name in settings["reward"]]
+        named["model"] = lasting(named["model"], (TINY, SMOLLM2))
     if "pretraining_data" in settings:
         settings["pretraining_data"] = _name_of(settings["pretraining_data"])
     config = configure(method, settings)
@@ -139,25 +142,30 @@ def train(
         raise UserError(f"epochs is {epochs}; expected above 0")
     if total_steps is not None and total_steps < 1:
         raise UserError(f"total_steps is {total_steps}; expected at least 1")
-    material = prepare(method, setup, data, config)
-    if progress:
+    group = join()
+    with group.leader_first():
+        material = prepare(method, setup, data, config)
+    if progress and group.leads:
         _tell(material)
-    total = total_steps or math.ceil(epochs * len(material.data))
+    _check_shares(config, group.count)
+    # An episode is a step, and a prompt may have several.
+    steps = len(material.data) * getattr(config, "samples_per_prompt", 1)
+    total = total_steps or math.ceil(epochs * steps)
+    folder = Path(out) if out is not None else _default_folder(method, setup)
+    folder = Path(group.gather(str(folder))[0])
+    learner = _build(method, config, material, setup, total)
+    if not group.leads:
+        return _followed(folder, method, learner, material)
     spec = {
         "room": ROOM,
         "setup": setup.dump(),
         "template": material.template,
         "total_steps": total,
         "digest": material.digest,
+        "origins": _origins(material, learner),
     }
-    run = Run.create(
-        Path(out) if out is not None else _default_folder(method, setup),
-        method=method,
-        config=config.dump(),
-        spec=spec,
-    )
-    with run:
-        learner = _build(method, config, material, setup, total)
+    # Only now, or a mistake that a learner finds would leave a folder in the way of its mend.
+    with Run.create(folder, method=method, config=config.dump(), spec=spec) as run:
         return _train(run, learner, material, total, callbacks, sinks, checkpoint_every, progress)
 
 
@@ -183,9 +191,10 @@ def resume(
         progress: as in :func:`train`.
 
     Raises:
-        UserError: not such a run, or its data are no longer what they were.
+        UserError: not such a run, or its data, its model or its rewards are no longer what they
+            were.
     """
-    opened = Run.open(run)
+    opened = open_run(run)
     setup = setup_of(opened)
     source = data if data is not None else setup.data
     if source is None:
@@ -196,14 +205,22 @@ def resume(
     if total < 1:
         raise UserError(f"total_steps is {total}; expected at least 1")
     config = configure(opened.method, opened.config)
-    material = prepare(opened.method, setup, source, config)
+    group = join()
+    with group.leader_first():
+        material = prepare(opened.method, setup, source, config)
+    _check_shares(config, group.count)
     if material.digest != opened.spec["digest"]:
         raise UserError(
             f"the data {setup.data or 'given'} are not those that run {opened.path} began with; "
             "put them back, or start a new run"
         )
+    learner = _build(opened.method, config, material, setup, total)
+    _check_origins(opened, _origins(material, learner))
+    if not group.leads:
+        if opened.checkpoints():
+            learner.restore(opened.load())
+        return _followed(opened.path, opened.method, learner, material)
     with opened:
-        learner = _build(opened.method, config, material, setup, total)
         opened.resume(learner)
         return _train(
             opened, learner, material, total, callbacks, sinks, checkpoint_every, progress
@@ -214,8 +231,43 @@ def _build(method: str, config: Any, material: Material, setup: Setup, total_ste
     given: dict[str, Any] = {"seed": setup.seed, "total_steps": total_steps}
     if not METHODS[method].prompts_only:
         given["held_out"] = material.held_out
-    learner: Learner = find_method(method)(config, material.language_model, material.data, **given)
+    # A learner may make something that is kept in the user's cache, such as the sentiment scorer.
+    with processes().leader_first():
+        learner: Learner = find_method(method)(
+            config, material.language_model, material.data, **given
+        )
     return learner
+
+
+def _origins(material: Material, learner: Learner) -> dict[str, str]:
+    """Digests of the model, and of what else a learner was given by name beside the data."""
+    return {"model": material.language_model.origin, **getattr(learner, "origins", {})}
+
+
+def _check_origins(run: Run, found: Mapping[str, str]) -> None:
+    origins = dict(run.spec.get("origins", {}))
+    if run.method in _WITHOUT_REFERENCE and setup_of(run).lora is None and run.checkpoints():
+        # The checkpoint holds every parameter, and nothing looks back to where they began.
+        origins.pop("model", None)
+    for name, began in origins.items():
+        if found.get(name) != began:
+            what = f"the model {setup_of(run).model}" if name == "model" else name
+            raise RunError(
+                f"{what} is no longer what it was when run {run.path} began with it; put it back, "
+                "or start a new run"
+            )
+
+
+def _check_shares(config: Any, count: int) -> None:
+    for name in ("batch_size", "minibatch_size"):
+        size = getattr(config, name, count)
+        if size < count:
+            raise UserError(
+                f"{name} is {size}; expected at least {count}, one for each of the processes"
+            )
+
+
+_WITHOUT_REFERENCE = frozenset({"sft", "reward"})
 
 
 class _Clock(BaseCallback):
@@ -243,22 +295,53 @@ def _train(
     clock = _Clock()
     # A learner may keep more than numbers: completions to look at.
     kept: Sequence[Callback] = getattr(learner, "callbacks", tuple)()
-    metrics = run.train(
-        learner,
-        total_steps,
-        checkpoint_every=checkpoint_every,
-        callbacks=(clock, *kept, *callbacks),
-        sinks=sinks,
-        progress=progress,
-        progress_metric=METHODS[run.method].progress_metric,
-    )
+    leader = Leader(learner) if processes().count > 1 else None
+    try:
+        with _memory_told(learner):
+            metrics = run.train(
+                leader or learner,
+                total_steps,
+                checkpoint_every=checkpoint_every,
+                callbacks=(clock, *kept, *callbacks),
+                sinks=sinks,
+                progress=progress,
+                progress_metric=METHODS[run.method].progress_metric,
+            )
+    finally:
+        if leader is not None:
+            leader.dismiss()
     if not metrics and run.metrics_path.exists():
         # Nothing was left to do: the run's last measurements still stand.
         for row in read_metrics(run.metrics_path)[-1:]:
             metrics = {name: value for name, value in row.items() if name != "step"}
+    return _trained(run.path, run.method, learner, material, metrics, clock)
+
+
+def _followed(folder: Path, method: str, learner: Learner, material: Material) -> Trained:
+    """What the other processes do while the first one trains."""
+    clock = _Clock()
+    clock.steps = learner.steps
+    with _memory_told(learner):
+        metrics = follow(learner)
+    return _trained(folder, method, learner, material, metrics, clock)
+
+
+def _memory_told(learner: Learner) -> AbstractContextManager[None]:
+    config = getattr(learner, "config", None)
+    return memory_told(config, lambda: f"at step {learner.steps} (the last checkpoint is intact)")
+
+
+def _trained(
+    folder: Path,
+    method: str,
+    learner: Learner,
+    material: Material,
+    metrics: Metrics,
+    clock: _Clock,
+) -> Trained:
     return Trained(
-        run=run.path,
-        method=run.method,
+        run=folder,
+        method=method,
         language_model=material.language_model,
         steps=learner.steps,
         seconds=time.perf_counter() - clock.start,
@@ -276,17 +359,10 @@ def _tell(material: Material) -> None:
         say(str(material.truncation))
 
 
-def _lasting(name: str | Path) -> str:
-    """The full path of a folder; any other name as it is."""
-    folder = Path(name).expanduser()
-    known = str(name) in (TINY, SMOLLM2) or not folder.is_dir()
-    return str(name) if known else str(folder.resolve())
-
-
 def _name_of(data: DataLike) -> str | None:
     if not isinstance(data, str | Path):
         return None
-    return str(Path(data).resolve()) if Path(data).is_file() else str(data)
+    return str(expanded(data).resolve()) if is_file(data) else str(data)
 
 
 def _default_folder(method: str, setup: Setup) -> Path:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, cast
 
 import numpy as np
@@ -52,6 +53,16 @@ def load_parameters(module: nn.Module, state: Mapping[str, Any]) -> None:
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(tensors[name])
+
+
+def parameters_digest(parameters: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 over names, types, shapes and bits, wherever the parameters are."""
+    seal = hashlib.sha256()
+    for name, parameter in parameters:
+        seal.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+        flat = parameter.detach().cpu().contiguous().reshape(-1)
+        seal.update(flat.view(torch.uint8).numpy().data)
+    return seal.hexdigest()
 
 
 def optimizer_to_state(optimizer: torch.optim.Optimizer) -> State:

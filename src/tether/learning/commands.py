@@ -28,6 +28,31 @@ class PlotOptions:
     """Print one JSON object as the last line of stdout."""
 
 
+@dataclass(frozen=True)
+class ReportOptions:
+    """Write a page on one run or several: settings, curves, samples. It needs no other file."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders."""
+    out: Path | None = None
+    """The page; report.html in the run's folder, or for several runs in this one."""
+    json: bool = False
+    """Print one JSON object as the last line of stdout."""
+
+
+def report(arguments: Sequence[str]) -> None:
+    """`tether report RUN...`."""
+    options = parse(ReportOptions, arguments, prog="tether report")
+    if not options.runs:
+        raise UserError("no runs given; usage: tether report RUN... --out report.html")
+    from tether.learning.report import write_report
+
+    path = write_report(options.runs, options.out)
+    say(f"written: {path}")
+    if options.json:
+        print_json({"report": str(path), "runs": [str(run) for run in options.runs]})
+
+
 def plot(arguments: Sequence[str]) -> None:
     """`tether plot RUN...`."""
     options = parse(PlotOptions, arguments, prog="tether plot")

@@ -52,7 +52,7 @@ def learning_curves(
         _draw(axes, label, curves, COLOURS[i % len(COLOURS)])
     axes.set_xlabel("steps")
     axes.set_ylabel(metric)
-    axes.xaxis.set_major_formatter(lambda x, _: _thousands(x))
+    axes.xaxis.set_major_formatter(lambda x, _: step_label(x))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if len(groups) > 1 or by is not None:
@@ -95,7 +95,8 @@ def _draw(axes: Any, label: str, curves: list[tuple[np.ndarray, np.ndarray]], co
     axes.plot(grid, values.mean(0), color=colour, label=f"{label} ({len(curves)} runs)", lw=1.6)
 
 
-def _thousands(x: float) -> str:
+def step_label(x: float) -> str:
+    """A number of steps, short: 300k, 1.5M."""
     for size, suffix in ((1e6, "M"), (1e3, "k")):
         if abs(x) >= size:
             return f"{x / size:g}{suffix}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from tether.errors import UserError
@@ -12,8 +14,9 @@ from tether.errors import UserError
 class Method(NamedTuple):
     """Where a method lives, what it is in one line, and which data it learns from.
 
-    `formats` are keys of :data:`tether.language.data.FORMATS`, best first; `prompts_only`: it
-    answers them itself; `pairs_only`: a ranking counts as all its pairs.
+    `formats` are keys of :data:`tether.language.data.FORMATS`, best first; `needs` has those that
+    take a setting, as (its name, its value); `prompts_only`: it answers them itself; `pairs_only`:
+    a ranking counts as all its pairs.
     """
 
     module: str
@@ -23,6 +26,7 @@ class Method(NamedTuple):
     progress_metric: str = "loss"
     prompts_only: bool = False
     pairs_only: bool = False
+    needs: Mapping[str, tuple[str, str]] = MappingProxyType({})
 
 
 METHODS: dict[str, Method] = {
@@ -51,9 +55,10 @@ METHODS: dict[str, Method] = {
         "tether.language.methods.dpo",
         "DPOLearner",
         "direct preference optimization on comparisons (Rafailov et al. 2023)",
-        ("comparison", "ranked"),
+        ("comparison", "ranked", "judged"),
         "reward/accuracy",
         pairs_only=True,
+        needs={"judged": ("loss", "kto")},
     ),
 }
 

@@ -65,8 +65,9 @@ def best_of_n(
         stop_ids: tokens that end a completion; None: the model's own.
 
     Raises:
-        UserError: n below 1, a setting :func:`tether.language.generation.generate` refuses, or
-            scores that are not one finite number for each completion.
+        UserError: n below 1, a seed below 0, a setting that
+            :func:`tether.language.generation.generate` refuses, or scores that are not one finite
+            number for each completion.
 
     Source:
         Stiennon et al., "Learning to summarize from human feedback" (2020), section 4.3; Nakano et
@@ -74,6 +75,8 @@ def best_of_n(
     """
     if n < 1:
         raise UserError(f"n is {n}; expected at least 1 completion to choose from")
+    if seed < 0:
+        raise UserError(f"seed is {seed}; expected at least 0")
     seeds = [
         int(np.random.SeedSequence([seed, i, j]).generate_state(1, np.uint64)[0])
         for i in range(len(prompts))
@@ -154,6 +157,43 @@ def best_of_n_kl(n: int | NDArray[Any]) -> Any:
     if np.any(np.asarray(n) < 1):
         raise UserError(f"n is {n}; expected at least 1")
     return np.log(n) - (np.asarray(n) - 1.0) / n
+
+
+def observed_best_of_n_kl(scores: ArrayLike, n: int) -> NDArray[np.float64]:
+    """KL(best of n || sampling) as far as N samples of each prompt show it, in nats.
+
+    With F the samples' distribution of scores, the best of n has F^n, so
+
+    KL = sum_s b(s) ln (b(s) / p(s)),  p(s) = F(s) - F(s-),  b(s) = F(s)^n - F(s-)^n
+
+    over distinct scores s. Telling apart only completions of different scores, and no more of them
+    than were sampled, it is never above :func:`best_of_n_kl`, and near it while n is far below N.
+
+    Args:
+        scores: by which the best is chosen; (..., N).
+        n: completions to choose from, at least 1.
+
+    Returns:
+        The estimate for each prompt; (...).
+
+    Raises:
+        UserError: n below 1, or no samples.
+    """
+    scores = np.asarray(scores, np.float64)
+    if n < 1:
+        raise UserError(f"n is {n}; expected at least 1")
+    if not scores.shape or not scores.shape[-1]:
+        raise UserError(f"scores have shape {scores.shape}; expected samples along the last axis")
+    flat = scores.reshape(-1, scores.shape[-1])
+    found = np.empty(len(flat))
+    for row, own in enumerate(flat):
+        _, counts = np.unique(own, return_counts=True)
+        p = counts / own.size
+        below = np.concatenate([[0.0], np.cumsum(counts) / own.size])
+        b = np.diff(below**n)
+        seen = b > 0.0
+        found[row] = np.sum(b[seen] * np.log(b[seen] / p[seen]))
+    return found.reshape(scores.shape[:-1])
 
 
 def expected_best_of_n(

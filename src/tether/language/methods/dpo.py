@@ -6,6 +6,9 @@
         L = - mean log sigmoid(beta h_w - beta h_l)
         one AdamW step along the gradient of L
 
+kto also learns from single completions, each found good or bad, held against z >= 0, which is how
+far the policy has moved anyway, estimated on prompts beside other prompts' completions.
+
 The reference is never read again after that, and nothing is sampled.
 """
 
@@ -22,25 +25,35 @@ from torch import Tensor
 from tether import objectives
 from tether.errors import UserError
 from tether.language.logprobs import token_log_probs
-from tether.language.methods.dpo_losses import DPOConfig, Scores, measure, mismatched, pair_loss
+from tether.language.methods.dpo_losses import (
+    DPOConfig,
+    Judged,
+    Scores,
+    check_records_of,
+    measure,
+    measure_single,
+    mismatched,
+    pair_loss,
+)
 from tether.language.models import LanguageModel, reference_of
 from tether.language.preference_learning import (
     Means,
     PreferenceConfig,
     PreferenceLearner,
-    micro_batches,
     read_length,
 )
+from tether.language.processes import processes
 from tether.language.reference import Groups, ReferenceLogProbs, fingerprint
-from tether.language.tokens import Completion, Pair
+from tether.language.splitting import micro_batches
+from tether.language.tokens import Completion
 from tether.learning.learner import Metrics, State
 
 _WITHOUT_REFERENCE: Final = ("simpo", "orpo", "unlikelihood", "preferred_ft")
 _PREPARED_AT_ONCE: Final = 256
 
 
-class DPOLearner(PreferenceLearner[Pair]):
-    """Learns a policy from pairs, without reward model or sampling.
+class DPOLearner(PreferenceLearner[Judged]):
+    """Learns a policy from pairs, for kto also from judgements, without reward model or sampling.
 
     Source:
         Rafailov et al., "Direct Preference Optimization" (2023), equation 7; the other losses as
@@ -54,11 +67,11 @@ class DPOLearner(PreferenceLearner[Pair]):
         self,
         config: DPOConfig,
         language_model: LanguageModel,
-        data: Sequence[Pair],
+        data: Sequence[Judged],
         *,
         seed: int,
         total_steps: int,
-        held_out: Sequence[Pair] | None = None,
+        held_out: Sequence[Judged] | None = None,
         reference: LanguageModel | None = None,
     ) -> None:
         """Takes the model, which it trains in place, and the pairs.
@@ -83,6 +96,7 @@ class DPOLearner(PreferenceLearner[Pair]):
     def init(self) -> None:
         """Decides who the reference is, and starts with an empty record of what it thinks."""
         config, model = self.config, self.language_model
+        check_records_of(config, (*self.data, *self.held_out))
         self._records: list[ReferenceLogProbs] = []
         if config.loss in _WITHOUT_REFERENCE:
             return
@@ -100,7 +114,7 @@ class DPOLearner(PreferenceLearner[Pair]):
             groups: Groups = [record.as_completions() for record in records]
             if config.loss == "kto":
                 others = self._partners[which]
-                groups = [(*pair, other) for pair, other in zip(groups, others, strict=True)]
+                groups = [(*group, other) for group, other in zip(groups, others, strict=True)]
             self._records.append(ReferenceLogProbs(groups, key, keep=config.keep_reference))
 
     def prepare(self) -> Metrics:
@@ -126,7 +140,7 @@ class DPOLearner(PreferenceLearner[Pair]):
         pairs = [self.data[row] for row in rows]
         return self._read(pairs, self._opinion(0, rows), self._others(0, rows), means, learn=True)
 
-    def evaluate(self, records: Sequence[Pair]) -> Metrics:
+    def evaluate(self, records: Sequence[Judged]) -> Metrics:
         """What is measured in training, on other pairs; changes nothing.
 
         Raises:
@@ -147,7 +161,7 @@ class DPOLearner(PreferenceLearner[Pair]):
             groups: Groups = [record.as_completions() for record in records]
             if self.config.loss == "kto":
                 others = mismatched(records, self.data, context=self.language_model.context)
-                groups = [(*pair, other) for pair, other in zip(groups, others, strict=True)]
+                groups = [(*group, other) for group, other in zip(groups, others, strict=True)]
             opinion = self._ask_reference(groups)
         means = Means()
         with torch.no_grad():
@@ -166,7 +180,7 @@ class DPOLearner(PreferenceLearner[Pair]):
 
     def _read(
         self,
-        pairs: Sequence[Pair],
+        pairs: Sequence[Judged],
         opinion: Tensor,
         others: Sequence[Completion],
         means: Means,
@@ -182,19 +196,24 @@ class DPOLearner(PreferenceLearner[Pair]):
         if others:
             with torch.no_grad():
                 found = self._score(self.language_model, [[other] for other in others])
-            gap = found[:, 0] - opinion[:, 2]
+            gap = found[:, 0] - opinion[:, -1]
             point = objectives.kto_reference_point(gap)
             means.add("kl/mismatched", gap.sum(), len(pairs))
         for places in micro_batches(lengths, size):
             groups = [pairs[place].as_completions() for place in places]
             log_prob, length = self._sums(self.language_model, groups)
-            told = opinion[places, :2].to(log_prob.dtype) if self._records else None
+            columns = log_prob.shape[1]
+            told = opinion[places, :columns].to(log_prob.dtype) if self._records else None
             scores = Scores(log_prob, length, told)
             loss, reward = pair_loss(self.config, scores, labels[places], point)
             if learn:
                 (loss / len(pairs)).backward()  # type: ignore[no-untyped-call]
             means.add("loss", loss, len(places))
-            measure(means, scores, reward, [pairs[place].label for place in places])
+            verdicts = [pairs[place].label for place in places]
+            if columns > 1:
+                measure(means, scores, reward, verdicts)
+            else:
+                measure_single(means, scores, reward, verdicts, self.config.strength * point)
         return sum(lengths) + sum(_tokens([other]) for other in others)
 
     def _opinion(self, which: int, rows: Sequence[int]) -> Tensor:
@@ -219,6 +238,7 @@ class DPOLearner(PreferenceLearner[Pair]):
         lengths = [_tokens(group) for group in groups]
         for places in micro_batches(lengths, self.config.micro_batch_size):
             log_prob[places] = self._sums(model, [groups[p] for p in places])[0].double()
+        processes().add_up([log_prob])
         return log_prob
 
     def _sums(self, model: LanguageModel, groups: Groups) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
-"""The losses of DPO and its relatives on B pairs, and what is measured beside them."""
+"""The losses of DPO and its relatives on B records, and what is measured beside them."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -12,7 +13,12 @@ from torch import Tensor
 from tether import objectives
 from tether.errors import UserError
 from tether.language.preference_learning import Means, PreferenceConfig
-from tether.language.tokens import Completion, Pair
+from tether.language.tokens import Completion, Judgement, Pair
+
+Judged = Pair | Judgement
+"""What there is to learn from: two completions compared, or for kto also one judged."""
+
+logger = logging.getLogger(__name__)
 
 Loss = Literal["dpo", "ipo", "simpo", "orpo", "kto", "unlikelihood", "preferred_ft"]
 
@@ -42,7 +48,8 @@ class DPOConfig(PreferenceConfig):
     orpo_lambda: float = Field(0.1, gt=0)
     """orpo: weight of the odds ratio beside the likelihood (usual: 0.05-1)."""
     desirable_weight: float = Field(1.0, ge=0)
-    """kto: weight of better completions."""
+    """kto: weight of better completions; times their number it should be 1 to 4/3 of the other's
+    weight times number."""
     undesirable_weight: float = Field(1.0, ge=0)
     """kto: weight of worse completions."""
     unlikelihood_alpha: float = Field(1.0, ge=0, le=1)
@@ -60,7 +67,10 @@ class DPOConfig(PreferenceConfig):
 
 
 class Scores(NamedTuple):
-    """What policy and reference think of B pairs, each (B, 2): the first, the second completion."""
+    """What policy and reference think of B records.
+
+    Each (B, 2): the first and the second completion; of single completions (B, 1).
+    """
 
     log_prob: Tensor
     """log pi(y|x), summed over tokens."""
@@ -73,17 +83,18 @@ class Scores(NamedTuple):
 def pair_loss(
     config: DPOConfig, scores: Scores, label: Tensor, reference_point: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The chosen loss of B pairs, and the rewards it sees in their completions.
+    """The chosen loss of B records, and the rewards it sees in their completions.
 
     Args:
-        config: says which loss.
+        config: says which loss; single completions are for kto.
         scores: of policy and reference.
-        label: probability that the first completion is better, (B,).
+        label: probability that the first completion is better, or the single one good; (B,).
         reference_point: kto's z, a scalar.
 
     Returns:
-        The sum over pairs of the loss, and rewards (B, 2): beta times the log-ratio; for simpo beta
-        times the mean log-probability, for orpo that itself, for the likelihood losses the sum.
+        The sum over records of the loss, and rewards, of the scores' shape: beta times the
+        log-ratio; for simpo beta times the mean log-probability, for orpo that itself, for the
+        likelihood losses the sum.
     """
     beta, smoothing = config.strength, config.label_smoothing
     summed = scores.log_prob
@@ -117,18 +128,18 @@ def _both(values: Tensor) -> tuple[Tensor, Tensor]:
 
 def _kto(config: DPOConfig, ratio: Tensor, label: Tensor, reference_point: Tensor) -> Tensor:
     """A pair is two judgements: its first completion was liked with p, its second with 1 - p."""
-    smoothing = config.label_smoothing
+    smoothing, count = config.label_smoothing, ratio.shape[1]
     label = label * (1.0 - 2.0 * smoothing) + smoothing
     total: Tensor = objectives.kto(
         ratio,
-        torch.stack([label, 1.0 - label], dim=1),
+        torch.stack([label, 1.0 - label], dim=1)[:, :count],
         reference_point,
         config.strength,
         desirable_weight=config.desirable_weight,
         undesirable_weight=config.undesirable_weight,
         reduction="sum",
     )
-    return total / 2.0
+    return total / count
 
 
 def measure(means: Means, scores: Scores, reward: Tensor, labels: Sequence[float]) -> None:
@@ -154,7 +165,63 @@ def measure(means: Means, scores: Scores, reward: Tensor, labels: Sequence[float
     means.add("tokens/length", scores.length.sum(), 2 * count)
 
 
-def mismatched(records: Sequence[Pair], pool: Sequence[Pair], *, context: int) -> list[Completion]:
+def measure_single(
+    means: Means, scores: Scores, reward: Tensor, labels: Sequence[float], threshold: Tensor
+) -> None:
+    """Adds what :func:`measure` does, of B single completions.
+
+    ``chosen`` are those found good, ``rejected`` those found bad; a verdict of 0.5 is in neither.
+    Accuracy is the share of them on their side of `threshold`, kto's beta z: whoever stands there
+    has guessed.
+    """
+    reward, log_prob = reward[:, 0].detach(), scores.log_prob[:, 0].detach()
+    sign = torch.tensor(labels, device=reward.device).sub(0.5).sign()
+    for name, side in (("chosen", 1), ("rejected", -1)):
+        there = sign == side
+        count = sum((label > 0.5) - (label < 0.5) == side for label in labels)
+        means.add(f"reward/{name}", torch.where(there, reward, 0.0).sum(), count)
+        means.add(f"logprob/{name}", torch.where(there, log_prob, 0.0).sum(), count)
+    beyond = (reward - threshold) * sign
+    right = (beyond > 0).to(beyond.dtype) + 0.5 * (beyond == 0)
+    decided = sum(label != 0.5 for label in labels)
+    means.add("reward/accuracy", (right * sign.abs()).sum(), decided)
+    if scores.reference is not None:
+        gap = scores.reference[:, 0] - log_prob
+        means.add("kl/reverse", objectives.kl_k1(gap).sum(), len(labels))
+    means.add("tokens/length", scores.length.sum(), len(labels))
+
+
+def check_records_of(config: DPOConfig, records: Sequence[Judged]) -> None:
+    """Checks that the loss can learn from the records, and warns where it would lean to one side.
+
+    Raises:
+        UserError: single completions for a loss that compares, or both kinds of record.
+    """
+    single = [record for record in records if isinstance(record, Judgement)]
+    if not single:
+        return
+    if config.loss != "kto":
+        raise UserError(
+            f"loss is {config.loss}, which compares two completions, and the data judge single "
+            "ones; expected kto"
+        )
+    if len(single) < len(records):
+        raise UserError("the data hold both pairs and single completions; expected one kind")
+    good = sum(record.label for record in single)
+    liked, disliked = good, len(single) - good
+    balance = (config.desirable_weight * liked, config.undesirable_weight * disliked)
+    # The paper's bounds are 1 and 4/3; a little beyond does no harm.
+    if not 0.9 * balance[1] <= balance[0] <= 1.5 * balance[1]:
+        logger.warning(
+            "warning: %.0f completions are good and %.0f bad, with weights %g and %g; kto learns "
+            "best where desirable_weight times their number is 1 to 4/3 of the other product",
+            *(liked, disliked, config.desirable_weight, config.undesirable_weight),
+        )
+
+
+def mismatched(
+    records: Sequence[Judged], pool: Sequence[Judged], *, context: int
+) -> list[Completion]:
     """For each record, its prompt beside a completion that belongs to another prompt.
 
     Args:
@@ -181,10 +248,10 @@ def mismatched(records: Sequence[Pair], pool: Sequence[Pair], *, context: int) -
             place = following[(index + 1) % size]
         if place is None:
             raise UserError(
-                "kto compares prompts with other prompts' completions, and all pairs have the same "
-                "prompt; give pairs of at least two, or use loss dpo"
+                "kto compares prompts with other prompts' completions, and all records have the "
+                "same prompt; give records of at least two, or pairs with loss dpo"
             )
-        other = pool[place % size]
-        ids = other.chosen_ids if index % 2 else other.rejected_ids
+        others = pool[place % size].as_completions()
+        ids = others[(index + 1) % len(others)].completion_ids
         items.append(Completion(record.prompt_ids, ids[: context - len(record.prompt_ids)]))
     return items

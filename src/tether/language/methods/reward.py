@@ -28,10 +28,10 @@ from tether.language.preference_learning import (
     Means,
     PreferenceConfig,
     PreferenceLearner,
-    micro_batches,
     read_length,
 )
 from tether.language.reward_model import Combine, RewardModel
+from tether.language.splitting import micro_batches
 from tether.language.tokens import Completion, Pair
 from tether.learning.learner import Metrics, State
 
@@ -109,18 +109,24 @@ class RewardLearner(PreferenceLearner[Comparison]):
         """Adds the gradient of a batch's mean loss."""
         records = [self.data[self._samples[member][row]] for row in rows]
         lengths = [read_length(record) for record in records]
+        # A shared trunk follows the mean of its members, or it would be clipped sooner than one's.
+        sharing = 1 if self.reward_model.adapters else self.members
         for places in micro_batches(lengths, self.config.micro_batch_size):
             group = [records[place] for place in places]
             batch = self.layout([record.as_completions() for record in group])
             scores = self.reward_model.raw(batch, member)
             comparisons = Comparisons(group, scores)
             loss = comparisons.loss(self.config.label_noise)
-            (loss / len(records)).backward()  # type: ignore[no-untyped-call]
+            (loss / (len(records) * sharing)).backward()  # type: ignore[no-untyped-call]
             means.add("loss", loss, len(group))
             comparisons.measure(means)
             means.add("reward/mean", scores.sum(), len(scores))
             means.add("tokens/length", batch.mask.sum(), batch.completions)
         return sum(lengths)
+
+    def numbered(self, member: int, row: int) -> int:
+        """Where in `data` a member's row is: its sample's."""
+        return int(self._samples[member][row])
 
     @torch.no_grad()
     def evaluate(self, records: Sequence[Comparison]) -> Metrics:
@@ -153,9 +159,9 @@ class RewardLearner(PreferenceLearner[Comparison]):
         return metrics
 
     def finish(self) -> None:
-        """Normalizes the scores on completions of the data, evenly spaced."""
+        """Normalizes the scores on completions drawn from the data, good and bad alike."""
         if self.config.normalize_samples:
-            items = _spaced(self.data, self.config.normalize_samples)
+            items = drawn(self.data, self.config.normalize_samples, seed=self.seed)
             self.reward_model.normalize(items, batch_size=self.config.micro_batch_size)
 
     def method_state(self) -> State:
@@ -272,7 +278,12 @@ def expected_calibration_error(
     return float(np.abs(gaps).sum() / weight.sum())
 
 
-def _spaced(records: Sequence[Comparison], count: int) -> list[Completion]:
+def drawn(records: Sequence[Comparison], count: int, *, seed: int) -> list[Completion]:
+    """Some completions of the records, all if there are no more.
+
+    They are drawn at random: every so many of them could all be the better ones of their pairs.
+    """
     items = [completion for record in records for completion in record.as_completions()]
-    step = max(1.0, len(items) / count)
-    return [items[int(i * step)] for i in range(min(count, len(items)))]
+    random = np.random.default_rng([seed, 8])
+    chosen = random.choice(len(items), min(count, len(items)), replace=False)
+    return [items[place] for place in np.sort(chosen).tolist()]

@@ -23,11 +23,18 @@ from torch import Tensor, nn
 
 from tether import objectives
 from tether.errors import NonFiniteError, UserError
+from tether.language.examples import digest
 from tether.language.methods import rlhf_advantages as advantages
 from tether.language.methods.best_of_n import Scorer
 from tether.language.methods.rlhf_config import RLHFConfig
 from tether.language.methods.rlhf_critic import build_critic
-from tether.language.methods.rlhf_scorers import check_readable, open_pretraining, open_scorer
+from tether.language.methods.rlhf_scorers import (
+    check_readable,
+    digests,
+    open_pretraining,
+    open_scorer,
+    warn_of_scale,
+)
 from tether.language.methods.rlhf_update import Measured, Update
 from tether.language.models import LanguageModel
 from tether.language.rollout import Collector, Episodes
@@ -48,6 +55,7 @@ class RLHFLearner:
         language_model: the policy, trained in place.
         modules: what learns, by name.
         beta: price of a nat now.
+        origins: digests of the reward models and pretraining texts that `config` names.
         samples: the last iteration's completions.
 
     Source:
@@ -85,7 +93,11 @@ class RLHFLearner:
         """
         self.config = config
         self.language_model = language_model
-        scorer = open_scorer(config, language_model) if scorer is None else scorer
+        self.origins: dict[str, str] = {}
+        if scorer is None:
+            scorer = open_scorer(config.reward, language_model, config.reward_combine)
+            warn_of_scale(config)
+            self.origins = digests(scorer, config.reward)
         self.collector = Collector(config, language_model, data, scorer, seed=seed)
         check_readable(scorer, language_model, self.collector.longest)
         self.modules: dict[str, nn.Module] = {"model": language_model.model}
@@ -97,7 +109,10 @@ class RLHFLearner:
             self.modules["critic"] = self.critic
         texts: Sequence[Example] = ()
         if config.pretraining_coefficient:
-            texts = open_pretraining(config, language_model) if pretraining is None else pretraining
+            if pretraining is None:
+                pretraining = open_pretraining(config, language_model)
+                self.origins[config.pretraining_data] = digest(pretraining)
+            texts = pretraining
             check_records(
                 texts,
                 vocabulary=language_model.vocabulary,
@@ -182,7 +197,8 @@ class RLHFLearner:
             )
         if config.normalize_score and first:
             deviation = float(episodes.scores.std())
-            if not deviation:
+            # Equal numbers may differ from their own mean by rounding.
+            if deviation <= 1e-6 * float(np.abs(episodes.scores).max()):
                 raise UserError(
                     f"normalize_score is on, but the first {len(episodes.completions)} completions "
                     f"all score {episodes.scores[0]:g}; look at the reward, or turn it off"

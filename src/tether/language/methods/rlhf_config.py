@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from tether.language.places import lasting
 from tether.language.reward_model import Combine
 from tether.language.rollout import RolloutConfig
 
@@ -22,8 +23,9 @@ class RLHFConfig(RolloutConfig):
     positive), or lexicon (positive words minus negative ones). Several make an ensemble."""
     reward_combine: Combine = "mean"
     """How several rewards become one; lowest trusts the most sceptical."""
-    missing_eos_score: float | None = -1.0
-    """Score of a completion that was cut off, whatever it says; none: what the reward gives it."""
+    missing_eos_score: float | None = None
+    """Score of a completion that was cut off, whatever it says (usual: -1, where rewards have mean
+    0 and deviation 1); none: what the reward gives it."""
     normalize_score: bool = False
     """Shift and scale scores to mean 0 and deviation 1 on the first batch, the reference's own."""
     whiten_reward: bool = False
@@ -57,7 +59,8 @@ class RLHFConfig(RolloutConfig):
     value_coefficient: float = Field(0.1, ge=0)
     """Weight of the critic's loss beside the policy's, where they share a trunk."""
     value_epsilon: float | None = Field(0.2, gt=0)
-    """Clip range of the value update, in units of the score; none leaves it free."""
+    """Clip range of the value update, in units of the critic's error (at least one of the score);
+    none leaves it free."""
 
     ppo_epochs: int = Field(4, ge=1)
     """Passes over each batch. More reuse it harder and move further from the old policy."""
@@ -82,14 +85,16 @@ class RLHFConfig(RolloutConfig):
     adam_epsilon: float = Field(1e-5, gt=0)
     """Keeps Adam from dividing by zero, and from blowing up small gradients."""
 
-    @field_validator("reward")
+    @field_validator("reward", mode="before")
     @classmethod
-    def _found_again(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+    def _found_again(cls, given: Any) -> Any:
+        names = [given] if isinstance(given, str | Path) else given
+        if not isinstance(names, list | tuple):
+            return given
         # Wherever the run is resumed from, it must find its reward models.
-        paths = [Path(name).expanduser() for name in names]
         return tuple(
-            str(path.resolve()) if path.is_dir() and name not in (SENTIMENT, LEXICON) else name
-            for name, path in zip(names, paths, strict=True)
+            lasting(name, (SENTIMENT, LEXICON)) if isinstance(name, str | Path) else name
+            for name in names
         )
 
     @model_validator(mode="after")
@@ -114,5 +119,10 @@ class RLHFConfig(RolloutConfig):
         if self.kl_controller == "adaptive" and not self.beta:
             raise ValueError(
                 "beta=0 cannot be adapted, because it is only ever multiplied; expected above 0"
+            )
+        if self.kl_controller == "adaptive" and self.kl_horizon < self.batch_size:
+            raise ValueError(
+                f"kl_horizon={self.kl_horizon:g} is below batch_size={self.batch_size}: beta would "
+                "move by more than a fifth at once; expected at least batch_size"
             )
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,9 +11,11 @@ from numpy.typing import NDArray
 from tether.errors import UserError
 from tether.language.methods.best_of_n import Scorer, score_texts
 from tether.language.methods.rlhf_config import LEXICON, SENTIMENT, RLHFConfig
-from tether.language.models import LanguageModel
+from tether.language.models import LanguageModel, same_tokens
 from tether.language.reward_model import Combine, RewardModel
 from tether.language.tokens import Completion, Example
+
+logger = logging.getLogger(__name__)
 
 
 class Ensemble:
@@ -49,14 +52,42 @@ class Ensemble:
         return combined
 
 
-def open_scorer(config: RLHFConfig, language_model: LanguageModel) -> Scorer:
-    """The scorer that a config names.
+def open_scorer(
+    names: Sequence[str], language_model: LanguageModel, combine: Combine = "mean"
+) -> Scorer:
+    """The scorer that goes by a name; several make an ensemble.
+
+    Args:
+        names: runs of `tether reward`, or sentiment, or lexicon.
+        language_model: whose tokens and device they share.
+        combine: see :class:`Ensemble`.
 
     Raises:
         UserError: neither a known name nor a run of `tether reward`.
     """
-    scorers = [_open(name, language_model) for name in config.reward]
-    return scorers[0] if len(scorers) == 1 else Ensemble(scorers, config.reward_combine)
+    scorers = [_open(name, language_model) for name in names]
+    return scorers[0] if len(scorers) == 1 else Ensemble(scorers, combine)
+
+
+def digests(scorer: Scorer, names: Sequence[str]) -> dict[str, str]:
+    """Of each reward model, by its name, all that decides its scores."""
+    members = scorer.scorers if isinstance(scorer, Ensemble) else (scorer,)
+    return {
+        name: member.digest()
+        for name, member in zip(names, members, strict=True)
+        if isinstance(member, RewardModel)
+    }
+
+
+def warn_of_scale(config: RLHFConfig) -> None:
+    """Warns where a fixed score stands beside scores of quite another level."""
+    built_in = [name for name in config.reward if name in (SENTIMENT, LEXICON)]
+    if built_in and config.missing_eos_score is not None and not config.normalize_score:
+        logger.warning(
+            "warning: completions that are cut off score missing_eos_score=%g, beside scores of "
+            "%s as they are, which are often lower; turn on normalize_score, or give none",
+            *(config.missing_eos_score, built_in[0]),
+        )
 
 
 def open_pretraining(config: RLHFConfig, language_model: LanguageModel) -> list[Example]:
@@ -86,18 +117,19 @@ def check_readable(scorer: Scorer, language_model: LanguageModel, longest: int) 
         longest: most tokens of a prompt and its completion together.
 
     Raises:
-        UserError: they have different vocabularies, or too small a context.
+        UserError: they have different tokens, or too small a context.
     """
     members = scorer.scorers if isinstance(scorer, Ensemble) else (scorer,)
     for member in members:
         if not isinstance(member, RewardModel):
             continue
         reader = member.language_model
-        if reader.vocabulary != language_model.vocabulary:
+        if not same_tokens(reader, language_model) or reader.eos_id != language_model.eos_id:
             raise UserError(
                 f"the policy {language_model.name!r} has {language_model.vocabulary} tokens and "
-                f"the reward model {reader.name!r} {reader.vocabulary}; expected one vocabulary: "
-                "train the reward model from the same base, or score texts"
+                f"the reward model {reader.name!r} {reader.vocabulary}, and they are not the same; "
+                "expected one vocabulary, and one end of sequence: train the reward model from the "
+                "same base, or score texts"
             )
         if longest > reader.context:
             raise UserError(

@@ -17,9 +17,11 @@ from tether.language.methods.rlhf_advantages import Estimate
 from tether.language.methods.rlhf_config import RLHFConfig
 from tether.language.methods.rlhf_critic import Critic
 from tether.language.models import LanguageModel, reference_of
-from tether.language.optimization import Optimizer
-from tether.language.preference_learning import Means, micro_batches
+from tether.language.optimization import Optimizer, update_together
+from tether.language.preference_learning import Means
+from tether.language.processes import processes
 from tether.language.rollout import Episodes, shuffled
+from tether.language.splitting import micro_batches
 from tether.language.tokens import Example, TokenBatch, collate
 from tether.learning.learner import Metrics, State
 
@@ -117,7 +119,9 @@ class Update:
                     if name not in found:
                         found[name] = part.new_zeros(shape)
                     found[name][rows, : part.shape[1]] = part
-        return Measured(**found)
+        mask = found["mask"].int()
+        processes().add_up([mask, *(part for name, part in found.items() if name != "mask")])
+        return Measured(**{**found, "mask": mask.bool()})
 
     def run(
         self,
@@ -151,11 +155,10 @@ class Update:
                 if self.config.pretraining_coefficient:
                     self._pretrain(tally)
                 name = episodes.named(rows)
-                updates = [optimizer.update(steps, name) for optimizer in self.optimizers]
-                tally.add("optimizer/gradient_norm", _number(updates[0]["optimizer/gradient_norm"]))
+                updates = update_together(self.optimizers, steps, name)
+                tally.add("optimizer/gradient_norm", updates[0]["optimizer/gradient_norm"])
                 if len(updates) > 1:
-                    norm = updates[1]["optimizer/gradient_norm"]
-                    tally.add("value/gradient_norm", _number(norm))
+                    tally.add("value/gradient_norm", updates[1]["optimizer/gradient_norm"])
         self.count += 1
         rate = updates[0]["optimizer/learning_rate"]
         metrics = {"policy/first_ratio": first_ratio, "optimizer/learning_rate": rate}
@@ -174,6 +177,8 @@ class Update:
         """Adds the gradient of a minibatch's mean loss to what policy and critic have.
 
         L = -[clipped surrogate] + c_v [clipped value loss] (+ beta [KL penalty] for GRPO)
+
+        c_v is `value_coefficient` where policy and critic share a trunk, else 1.
 
         Args:
             steps: the learner's steps, named in errors.
@@ -199,18 +204,23 @@ class Update:
             losses.append(loss.detach())
             ratios.append(log_ratio.flatten()[log_ratio.abs().argmax()])
             order.extend(part)
-        values = torch.cat(losses)
+        values, together = torch.cat(losses), torch.stack(ratios)
+        bad = []
         if not bool(torch.isfinite(values).all()):
-            bad = [r for r, v in zip(order, values.tolist(), strict=True) if not math.isfinite(v)]
+            pairs = zip(order, values.tolist(), strict=True)
+            bad = [[row, value] for row, value in pairs if not math.isfinite(value)]
+        farthest = float(together[together.abs().argmax()])
+        parts = processes().gather([bad, farthest])
+        if bad := sorted(pair for found, _ in parts for pair in found):
             for optimizer in self.optimizers:
                 optimizer.clear()
             raise NonFiniteError(
-                f"the loss became {float(values.sum())} at step {steps} in {episodes.named(bad)}; "
-                f"lower learning_rate ({self.config.learning_rate:g}) or look at the reward's "
-                "scale (the last checkpoint is intact)"
+                f"the loss became {sum(value for _, value in bad)} at step {steps} in "
+                f"{episodes.named([row for row, _ in bad])}; lower learning_rate "
+                f"({self.config.learning_rate:g}) or look at the reward's scale (the last "
+                "checkpoint is intact)"
             )
-        together = torch.stack(ratios)
-        return float(together[together.abs().argmax()].exp())
+        return float(np.exp(max((ratio for _, ratio in parts), key=abs)))
 
     def state(self) -> State:
         """Optimizers and counters; parameters are saved by those who own them."""
@@ -264,17 +274,31 @@ class Update:
             # The completions are those of the old policy.
             loss = loss + beta * (moved.exp() * nats).sum(1)
         if self.critic is not None:
-            value = self.critic(batch, hidden)
-            target, before = estimate.target[rows, columns], measured.value[rows, columns]
+            unit = self._value_unit(measured, estimate)
+            value = self.critic(batch, hidden) / unit
+            target = estimate.target[rows, columns] / unit
+            before = measured.value[rows, columns] / unit
             if config.value_epsilon is None:
                 error = objectives.value_loss(value, target, mask, reduction="none")
             else:
                 error = objectives.clipped_value_loss(
                     value, before, target, config.value_epsilon, mask, reduction="none"
                 )
-            tally.add("value/loss", error.sum(), tokens)
-            loss = loss + config.value_coefficient * error.sum(1)
+            tally.add("value/loss", error.sum() * unit**2, tokens)
+            # A critic apart from the policy moves by itself, and as fast as it can learn.
+            weight = config.value_coefficient if self.critic.trunk is None else 1.0
+            loss = loss + weight * error.sum(1)
         return loss, moved
+
+    def _value_unit(self, measured: Measured, estimate: Estimate) -> Tensor:
+        """What the critic's errors are counted in: their root mean square before the update, or 1.
+
+        Where a nat has become dear, rewards are tens of nats and squared errors hundreds: counted
+        in nats, the critic's gradient would take over the trunk and ruin the policy.
+        """
+        square = (measured.value - estimate.target).square()
+        unit: Tensor = objectives.masked_mean(square, measured.mask).sqrt().clamp(min=1.0)
+        return unit
 
     def _pretrain(self, tally: Means) -> None:
         """PPO-ptx: adds the gradient of the mean negative log-likelihood of pretraining tokens."""
@@ -289,7 +313,9 @@ class Update:
             collate([examples[place] for place in places], pad_id=pad).to(device)
             for places in micro_batches(lengths, self.config.micro_batch_size)
         ]
-        tokens = sum(batch.tokens for batch in batches)
+        tokens = sum(
+            len(e.completion_ids) if e.loss_mask is None else sum(e.loss_mask) for e in examples
+        )
         for batch in batches:
             log_prob, mask = token_log_probs(self.language_model, batch)
             loss = objectives.masked_negative_log_likelihood(log_prob, mask, reduction="sum")
@@ -306,7 +332,3 @@ class Update:
         for places in micro_batches(lengths, self.config.micro_batch_size):
             batch = collate([items[place] for place in places], pad_id=self.language_model.pad_id)
             yield [rows[place] for place in places], batch.to(self.language_model.device)
-
-
-def _number(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)

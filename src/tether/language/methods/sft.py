@@ -10,6 +10,7 @@ batch, so neither the size of the micro-batches, nor padding, nor packing change
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
@@ -23,7 +24,8 @@ from tether.language.logprobs import token_log_probs
 from tether.language.models import LanguageModel
 from tether.language.optimization import OptimizationConfig, Optimizer
 from tether.language.order import Order
-from tether.language.preference_learning import micro_batches, split
+from tether.language.processes import processes
+from tether.language.splitting import micro_batches, split
 from tether.language.tokens import Example, TokenBatch, check_records, collate, collate_packed
 from tether.language.weights import load_parameters, parameters_to_state
 from tether.learning.learner import Metrics, State
@@ -133,15 +135,18 @@ class SFTLearner:
                 f"no token of the batch at step {self._steps} is to be learned: every loss mask "
                 f"of {self._named(rows)} is all false"
             )
-        loss = 0.0
+        # Of each example, summed over its tokens.
+        losses = torch.zeros(len(rows), dtype=torch.float64, device=self.language_model.device)
         for places, batch in self._batches(examples):
             log_probs, mask = token_log_probs(self.language_model, batch)
-            total = masked_negative_log_likelihood(log_probs, mask, reduction="sum")
-            if not torch.isfinite(total):
-                self.optimizer.clear()
-                raise self._diverged([rows[place] for place in places], log_probs, mask)
-            (total / learned).backward()
-            loss += float(total.detach())
+            terms = masked_negative_log_likelihood(log_probs, mask, reduction="none").sum(1)
+            (terms.sum() / learned).backward()
+            losses[places] = terms.detach().double()
+        processes().add_up([losses])
+        loss = float(losses.sum())
+        if not math.isfinite(loss):
+            self.optimizer.clear()
+            raise self._diverged(rows, losses)
         metrics = before | self.optimizer.update(self._steps, self._named(rows))
         self._steps += len(rows)
         self._iterations += 1
@@ -163,7 +168,8 @@ class SFTLearner:
             log_probs, mask = token_log_probs(self.language_model, batch)
             total += float(masked_negative_log_likelihood(log_probs, mask, reduction="sum"))
             learned += batch.tokens
-        return {"loss": total / learned}
+        parts = processes().gather([total, learned])
+        return {"loss": sum(part[0] for part in parts) / sum(part[1] for part in parts)}
 
     def state(self) -> State:
         """Parameters, optimizer, and place in the data."""
@@ -196,19 +202,18 @@ class SFTLearner:
                 batch = collate([examples[place] for place in places], pad_id=model.pad_id)
                 yield places, batch.to(model.device)
             return
-        rows = pack(lengths, min(self.config.packed_length, model.context))
+        rows = processes().share(pack(lengths, min(self.config.packed_length, model.context)))
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
             items = [[examples[place] for place in row] for row in part]
             batch = collate_packed(items, pad_id=model.pad_id)
             yield [place for row in part for place in row], batch.to(model.device)
 
-    def _diverged(self, rows: Sequence[int], log_probs: Tensor, mask: Tensor) -> NonFiniteError:
-        terms = masked_negative_log_likelihood(log_probs, mask, reduction="none")
-        finite = torch.isfinite(terms).all(dim=1).tolist()
+    def _diverged(self, rows: Sequence[int], losses: Tensor) -> NonFiniteError:
+        finite = torch.isfinite(losses).tolist()
         bad = [row for row, good in zip(rows, finite, strict=True) if not good]
         return NonFiniteError(
-            f"the loss became {float(terms.detach().sum())} at step {self._steps}, in "
+            f"the loss became {float(losses.sum())} at step {self._steps}, in "
             f"{self._named(bad)}; lower learning_rate ({self.config.learning_rate:g}) or look at "
             "the data (the last checkpoint is intact)"
         )
