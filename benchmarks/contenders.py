@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,15 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 HERE = Path(__file__).resolve().parent
 PINS = HERE / "peers.txt"
-# Each contender sets its own threads; what the caller's shell says must not favour one of them.
-THREAD_VARIABLES = ("XLA_FLAGS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# Each contender sets its own threads, and how it gets memory; what the caller's shell says must not
+# favour one of them.
+TUNING_VARIABLES = (
+    "XLA_FLAGS",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "THP_MEM_ALLOC_ENABLE",
+)
 PEERS = ("sb3", "sbx")
 CEILING_SIMS = 16
 # The "own" ones have as many simulations as tether has environments, where that is another number:
@@ -56,25 +64,28 @@ class ContenderError(RuntimeError):
     """A measured command failed."""
 
 
-def run(command: list[str], *, foreign: bool = False) -> dict[str, Any]:
+def run(
+    command: list[str], *, foreign: bool = False, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Run a command; the JSON object on its last line, with the wall time and peak memory of it.
 
     Args:
         command: what to run; files by their absolute names.
         foreign: whether it runs with another Python, which must not see this one's path.
+        environment: further variables it is to see.
 
     Raises:
         ContenderError: it exited with an error or printed no JSON.
     """
-    hidden = {*THREAD_VARIABLES, *(("PYTHONPATH",) if foreign else ())}
-    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    hidden = {*TUNING_VARIABLES, *(("PYTHONPATH",) if foreign else ())}
+    seen = {name: value for name, value in os.environ.items() if name not in hidden}
     begun = time.perf_counter()
     # In a folder that goes away: MuJoCo leaves a log of its warnings wherever it runs.
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             command,
             cwd=folder,
-            env=environment,
+            env={**seen, **(environment or {})},
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
@@ -187,18 +198,18 @@ def run_ceiling(env: str, seconds: float, seed: int, own_sims: int) -> dict[str,
     return results
 
 
-def peers_python(folder: Path = ROOT / ".venv-peers") -> Path:
-    """The Python of the peers' own environment, made from peers.txt unless it is there already."""
-    python, made_from = folder / "bin" / "python", folder / PINS.name
-    pins = PINS.read_text()
-    if made_from.exists() and made_from.read_text() == pins:
+def peers_python(folder: Path = ROOT / ".venv-peers", pins: Path = PINS) -> Path:
+    """The Python of the peers' own environment, made from their pins unless it is there already."""
+    python, made_from = folder / "bin" / "python", folder / pins.name
+    wanted = pins.read_text()
+    if made_from.exists() and made_from.read_text() == wanted:
         return python
-    print(f"setting up {folder.name} from {PINS.name}", file=sys.stderr)
-    torch = next(line for line in pins.splitlines() if line.startswith("torch=="))
+    print(f"setting up {folder.name} from {pins.name}", file=sys.stderr)
+    torch = next(line for line in wanted.splitlines() if line.startswith("torch=="))
     pip = [str(python), "-m", "pip", "install", "--quiet"]
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
     # Alone and first: asked for by another package, pip would choose the build with CUDA.
     subprocess.run([*pip, torch], check=True)
-    subprocess.run([*pip, "--requirement", str(PINS)], check=True)
-    shutil.copy(PINS, made_from)
+    subprocess.run([*pip, "--requirement", str(pins)], check=True)
+    shutil.copy(pins, made_from)
     return python

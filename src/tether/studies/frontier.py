@@ -59,9 +59,9 @@ class FrontierConfig(SentimentConfig):
 
     demonstrations: int = Field(default=6400, ge=1)
     """Openings of reviews to tune the reference on."""
-    prompts: int = Field(default=3000, ge=2)
+    prompts: int = Field(default=2400, ge=2)
     """Prefixes whose continuations are compared."""
-    episodes: int = Field(default=4800, ge=1)
+    episodes: int = Field(default=3840, ge=1)
     """Completions that PPO samples."""
     epochs: float = Field(default=1.0, gt=0)
     """Passes of the offline methods over the pairs."""
@@ -136,9 +136,9 @@ def reinforce(settings: Mapping[str, Any], place: Path) -> Result:
             config,
             kl_controller="adaptive",
             kl_target=settings["kl_target"],
-            # The paper's controller learns for 10,000 and more episodes, this one for half of that.
-            kl_horizon=200.0,
-            beta=0.3,
+            # A few thousand episodes leave the controller no time to find a price from far away.
+            beta=1.5 / settings["kl_target"],
+            kl_horizon=400.0,
         ),
         config.setup(runs.tuned_run(place)),
         runs.ppo_prompts(config, reference.tokenizer),

@@ -45,8 +45,13 @@ class SentimentConfig(Config):
     test_prompts: int = Field(default=256, ge=2)
     """Held-out prefixes on which policies are measured."""
     learning_rate: float = Field(default=3e-4, gt=0)
-    """Of all but PPO; for models of 100 million parameters about 1e-5."""
-    ppo_learning_rate: float = Field(default=2e-4, gt=0)
+    """Of tuning and of the offline methods; for models of 100 million parameters about 1e-5."""
+    reward_learning_rate: float = Field(default=5e-4, gt=0)
+    """Of the reward model; for models of 100 million parameters about 2e-5."""
+    reward_batch_size: int = Field(default=8, ge=1)
+    """Rankings in a gradient step of the reward model. Many small steps: with 21 rankings in one,
+    `tiny` came to 58 % of held-out pairs instead of 68 %."""
+    ppo_learning_rate: float = Field(default=1.5e-4, gt=0)
     """Of PPO; for models of 100 million parameters about 5e-6."""
     batch_size: int = Field(default=64, ge=2)
     """Pairs, completions or demonstrations in a gradient step."""

@@ -70,16 +70,14 @@ def score(settings: Mapping[str, Any], place: Path) -> Result:
     """A trial: a reward model of these rankings; its accuracy on a tenth of them, held out."""
     config = shared(settings)
     rankings = rankings_of(place)
-    # A ranking counts once with all its pairs, and each of its completions is read once.
-    rows = max(1, config.batch_size // config.samples)
     learn(
         place / "run",
         "reward",
         RewardConfig.load(
             {
                 **config.optimization(),
-                "batch_size": rows,
-                "micro_batch_size": rows,
+                "batch_size": config.reward_batch_size,
+                "learning_rate": config.reward_learning_rate,
                 "held_out": 0.1,
             }
         ),
