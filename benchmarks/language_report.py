@@ -106,13 +106,13 @@ def _loss_differences(measurements: list[dict[str, Any]]) -> dict[str, float]:
     return largest
 
 
-def _cells(method: str, name: str, rows: dict[str, Any]) -> list[str]:
+def _cells(name: str, rows: dict[str, Any]) -> list[str]:
     row, ratios = rows[name], rows.get("ratios", {}).get(name, {})
     digits = 0 if row["rate"] >= 100 else 2
     memory = "device_memory_mb" if "device_memory_mb" in row else "peak_memory_mb"
     return [
         NAMES[name],
-        f"{row['rate']:,.{digits}f} {UNITS[method]}/s",
+        f"{row['rate']:,.{digits}f}",
         f"{row['min']:,.{digits}f}–{row['max']:,.{digits}f}",
         f"{ratios['rate']:.2f}" if ratios else "",
         f"{row['utilization']:.0%}",
@@ -129,9 +129,13 @@ HEADINGS = (
     "tether / it",
     "utilization",
     "memory MB",
-    "tether / it",
+    "tether's / its",
     "start-up s",
 )
+
+
+def _title(method: str) -> str:
+    return f"{TITLES[method]}, {UNITS[method]}/s"
 
 
 def _order(rows: dict[str, Any]) -> list[str]:
@@ -170,12 +174,12 @@ def print_table(results: dict[str, Any], console: Console | None = None) -> None
     for method, rows in results["summary"].items():
         for index, name in enumerate(_order(rows)):
             style = "bold" if name == "tether" else ""
-            title = "" if index else TITLES[method]
-            table.add_row(title, *_cells(method, name, rows), style=style)
+            title = "" if index else _title(method)
+            table.add_row(title, *_cells(name, rows), style=style)
         table.add_section()
     console = console or Console()
     # In a pipe rich assumes 80 columns, which would break the numbers over lines.
-    console.width = max(console.width, 130)
+    console.width = max(console.width, 150)
     console.print(table)
     for line in notes(results):
         console.print(line)
@@ -189,6 +193,6 @@ def markdown(results: dict[str, Any]) -> str:
     ]
     for method, rows in results["summary"].items():
         for index, name in enumerate(_order(rows)):
-            cells = [("" if index else TITLES[method]), *_cells(method, name, rows)]
+            cells = ["" if index else _title(method), *_cells(name, rows)]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", *(f"- {line}" for line in notes(results))]) + "\n"

@@ -96,7 +96,7 @@ def test_the_first_step_of_a2c_is_rmsprop_up_the_policy_gradient() -> None:
         entropy = -jnp.sum(jnp.exp(log_p) * log_p, axis=1)
         return -jnp.mean(chosen * (returns - value).ravel() + 0.01 * entropy)
 
-    gradient = jax.grad(loss)(before)
+    gradient = jax.jit(jax.grad(loss))(before)
     learner.update(rollout)
     expected = jax.tree.map(
         # v = 0.01 g^2 after one step from zero.

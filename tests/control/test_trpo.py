@@ -111,12 +111,11 @@ def test_images_go_through_the_second_derivative() -> None:
     theta, unravel = ravel_pytree(parameters)
     observation = jnp.asarray(rng.integers(0, 256, (5, 8, 8, 1)), jnp.uint8)
     v = rng.normal(size=theta.size).astype(np.float32)
-    logits, along = jax.jvp(
-        lambda flat: forward(unravel(flat).network, observation), (theta,), (v,)
-    )
+    outputs = lambda flat: forward(unravel(flat).network, observation)  # noqa: E731
+    logits, along = jax.jit(lambda v: jax.jvp(outputs, (theta,), (v,)))(v)
     p = np.asarray(jax.nn.softmax(logits), np.float64)
     # v F v is the variance of the score along v.
     variance = (p * along**2).sum(-1) - (p * along).sum(-1) ** 2
-    ours = v @ np.asarray(fisher_product(spec, parameters, observation)(v))
+    ours = v @ np.asarray(jax.jit(fisher_product(spec, parameters, observation))(v))
     assert ours == pytest.approx(float(variance.mean()), rel=1e-3)
     assert ours > 0

@@ -128,12 +128,17 @@ def test_scores_in_larger_units_do_not_let_the_critic_take_over_the_trunk(value_
             value_epsilon=value_epsilon,
             beta=0.0,
         )
+        with torch.no_grad():
+            # A critic that has found the scale of the scores, and is wrong in proportion.
+            weight = made.critic.head.weight
+            weight.copy_(unit * torch.linspace(-1.0, 1.0, weight.numel()).view_as(weight))
         return gradient_of(made, made.collector.collect())
 
     hundred, thousand = gradient(100.0), gradient(1000.0)
     for name, one in hundred.items():
-        torch.testing.assert_close(thousand[name], one, rtol=1e-6, atol=1e-9)
-    assert hundred["critic.head.weight"].abs().max() > 1e-4
+        if not name.startswith("critic."):
+            torch.testing.assert_close(thousand[name], one, rtol=1e-4, atol=1e-7)
+    assert hundred["model.transformer.h.0.mlp.c_fc.weight"].abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("lora", [False, True])

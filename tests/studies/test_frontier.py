@@ -75,11 +75,12 @@ class TestGeometry:
         assert best_for([(3.0, 0.2)], 0.5, [1.0, 3.0, 4.0]) == [0.5, 0.5, None]
 
     def test_share_at_or_above(self):
-        line = [(2.0, 0.7), (4.0, 0.8)]
-        assert share_at_or_above([(4.0, 0.9)], line, 0.5) == pytest.approx(0.5, abs=0.03)
-        assert share_at_or_above(line, line, 0.5) == 1.0
-        assert share_at_or_above([(4.0, 0.6)], line, 0.5) == pytest.approx(0.0, abs=0.03)
-        assert share_at_or_above([], line, 0.5) is None
+        early = [(1.0, 0.7), (4.0, 0.75)]
+        # 0.5 + x / 10 passes 0.7 + (x - 1) / 60 at x = 2.2.
+        assert share_at_or_above([(4.0, 0.9)], early, 0.5) == pytest.approx(1.8 / 4, abs=0.03)
+        assert share_at_or_above(early, early, 0.5) == 1.0
+        assert share_at_or_above([(4.0, 0.6)], early, 0.5) == pytest.approx(0.0, abs=0.03)
+        assert share_at_or_above([], early, 0.5) is None
 
 
 class TestMeasurement:
@@ -159,7 +160,7 @@ class TestStudy:
             "best-of-n": 1,
         }
         measured = [p for n, points in found["points"].items() if n != "best-of-n" for p in points]
-        assert len(measured) == 17 * SIZES["measurements"]
+        assert len(measured) == 21 * SIZES["measurements"]
         assert all(p["kl"] > 0 and 0 < p["gold"] < 1 for p in measured)
         assert json.loads((out / "frontier.json").read_text()) == found
         assert (out / "frontier.png").stat().st_size > 10_000
