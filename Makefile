@@ -9,13 +9,14 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q
 # Each test process does small linear algebra; more threads only get in each other's way.
 QUIET_THREADS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test check bench install clean help
+.PHONY: demo test check bench bench-language install clean help
 
 help:
 	@echo "make demo   set up, train a cheetah by PPO and film it, align a language model in three steps"
 	@echo "make test   set up, lint, type-check and run every test"
 	@echo "make check  lint and types only"
 	@echo "make bench  throughput beside Stable-Baselines3 and SBX"
+	@echo "make bench-language  DPO, SFT, RLHF and sampling beside TRL"
 
 install: $(STAMP)
 
@@ -41,5 +42,8 @@ test: check
 bench: $(STAMP)
 	$(BIN)/python benchmarks/throughput.py
 
+bench-language: $(STAMP)
+	$(BIN)/python benchmarks/language.py
+
 clean:
-	rm -rf $(VENV) .venv-peers .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-peers .venv-peers-language .mypy_cache .ruff_cache .pytest_cache

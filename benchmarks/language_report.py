@@ -1,7 +1,15 @@
-"""What the language benchmark's measurements say: medians, ratios, agreement, tables."""
+"""What the language benchmark's measurements say: medians, ratios, agreement, tables.
+
+    python benchmarks/language_report.py results/language.json docs/benchmarks-language.md
+
+puts the table into the page, between its two marks.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -196,3 +204,23 @@ def markdown(results: dict[str, Any]) -> str:
             cells = ["" if index else _title(method), *_cells(name, rows)]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", *(f"- {line}" for line in notes(results))]) + "\n"
+
+
+MARKS = ("<!-- table -->", "<!-- end of table -->")
+
+
+def fill(page: Path, results: dict[str, Any]) -> None:
+    """Replace what stands between the marks of a page by the table, and where it was measured."""
+    host, text = results["machine"], page.read_text()
+    before, rest = text.split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    place = (
+        f"{results['model']}, {results['dtype']}, {results['device']}: {host['cpu']}, "
+        f"{host['cores']} cores, {host['date'][:10]}; medians of {results['turns']} alternating "
+        "turns."
+    )
+    page.write_text(f"{before}{MARKS[0]}\n{place}\n\n{markdown(results)}{MARKS[1]}{after}")
+
+
+if __name__ == "__main__":
+    fill(Path(sys.argv[2]), json.loads(Path(sys.argv[1]).read_text()))

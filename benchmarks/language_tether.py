@@ -162,7 +162,9 @@ def peak(job: dict[str, Any]) -> dict[str, Any]:
         began = moment(job["device"])
         a @ b
         best = max(best, 2.0 * size**3 / (moment(job["device"]) - began))
-    return {"flops_per_second": best}
+    on_gpu = job["device"].startswith("cuda")
+    name = torch.cuda.get_device_name(job["device"]) if on_gpu else ""
+    return {"flops_per_second": best, "device_name": name}
 
 
 JOBS: dict[str, Callable[[dict[str, Any], Any], dict[str, Any]]] = {

@@ -53,9 +53,10 @@ def test_evaluating_needs_no_torch_and_no_jax_until_asked() -> None:
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    if name == "train":
-        assert cli.main(["train", "--help"]) == 0
-        text = capsys.readouterr().err
+    if name in ("train", "study"):
+        assert cli.main([name, "--help"]) == 0
+        told = capsys.readouterr()
+        text = told.out + told.err
     else:
         with pytest.raises(SystemExit) as stop:
             cli.main([name, "--help"])

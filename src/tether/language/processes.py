@@ -11,6 +11,7 @@ process leads: it alone owns the run's folder, and its every iteration sets off 
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -150,8 +151,15 @@ def join() -> Processes:
             if gpu:
                 torch.cuda.set_device(found.device("cuda"))
             distributed.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
+            # Its threads have to be joined, or the process may abort after all is done.
+            atexit.register(_leave)
     _here = found
     return found
+
+
+def _leave() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 class Leader:

@@ -225,7 +225,7 @@ def _cross_entropy(
     label = keep(xp, mask, label)
     first, second = log_sigmoid(xp, margin), log_sigmoid(xp, -margin)
     if noise:
-        sure, toss = math.log1p(-noise), xp.full_like(margin, math.log(noise / 2.0))
+        sure, toss = math.log1p(-noise), xp.full_like(margin, math.log(noise) - math.log(2.0))
         first, second = xp.logaddexp(first + sure, toss), xp.logaddexp(second + sure, toss)
     return -(label * first + (1.0 - label) * second)
 
