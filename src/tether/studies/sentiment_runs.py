@@ -16,7 +16,7 @@ from tether.language.models import LanguageModel
 from tether.language.reviews import prefixes
 from tether.language.setup import ROOM, Setup, load_language_model
 from tether.language.tokens import Prompt, Ranking
-from tether.learning.callbacks import BaseCallback
+from tether.learning.callbacks import BaseCallback, Callback
 from tether.learning.config import Config
 from tether.learning.durable import replaced
 from tether.learning.learner import Learner, Metrics
@@ -213,11 +213,13 @@ def learn(
             "digest": "",
         }
         run = Run.create(folder, method=method, config=config.dump(), spec=spec)
+    # Completions to look at, where the learner has some: `tether report` shows them.
+    kept: Sequence[Callback] = getattr(learner, "callbacks", tuple)()
     with run:
         run.train(
             learner,
             total_steps,
-            callbacks=() if watch is None else (watch,),
+            callbacks=[*kept, *([] if watch is None else [watch])],
             progress=progress,
             progress_metric="loss",
             keep_checkpoints=1,
