@@ -22,6 +22,7 @@ import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from contenders import HERE, ROOT, ContenderError, peers_python, run
@@ -43,7 +44,7 @@ PINS = HERE / "peers-language.txt"
 PPO_PINS = HERE / "peers-language-ppo.txt"
 PPO_TRL = PPO_PINS.read_text().split("trl==")[1].strip()
 # Steps of a job that only chooses, the first of which is not timed.
-SELECTION_STEPS = {"dpo": 3, "sft": 4, "rlhf": 2, "generate": 2}
+SELECTION_STEPS = {"dpo": 3, "sft": 4}
 # bfloat16 without sparsity, operations per second, from the makers' data sheets.
 PEAKS = {
     "H100": 989e12,
@@ -58,6 +59,7 @@ OWN: dict[str, dict[str, dict[str, Any]]] = {
     "dpo": {"tether": {}},
     "sft": {"tether": {}},
     "rlhf": {"tether": {}, "tether_separate": {"critic": "separate"}},
+    "rlhf_chat": {"tether": {}},
     "generate": {"tether": {}},
 }
 """tether's own contenders and their options; the first is what it does unless told otherwise."""
@@ -87,7 +89,7 @@ def parse() -> argparse.Namespace:
         parser.error(f"--peers-python is {args.peers_python}; expected a Python interpreter")
     # Not resolve(): behind a virtual environment's link lies a Python without its packages.
     args.peers_python = args.peers_python.absolute()
-    if args.ppo_packages is None and "rlhf" in args.methods:
+    if args.ppo_packages is None and any(m.startswith("rlhf") for m in args.methods):
         args.ppo_packages = ppo_packages(args.peers_python)
     if args.size is None:
         args.size = "server" if args.device.startswith("cuda") else "laptop"
@@ -151,7 +153,7 @@ class Bench:
             else:
                 over = {"PYTHONPATH": str(self.args.ppo_packages)}
                 command = [str(self.args.peers_python), str(HERE / "peer_trl.py"), str(path)]
-                chosen = over if job["method"] == "rlhf" else {}
+                chosen = over if job["method"].startswith("rlhf") else {}
                 result = run(command, foreign=True, environment=chosen)
         result["command"] = result["command"].replace(str(path), "JOB.json")
         return result | {"load_average_before": load}
@@ -178,7 +180,11 @@ class Bench:
             total = len(job["data"])
         if method == "generate":
             total = sum(result["units"])
-        result["flops_per_unit"] = needed_flops(method, settings, self.config, job["data"]) / total
+        length = None
+        if method.startswith("rlhf"):
+            length = result["mean_length"] = mean(result["lengths"][1:])
+        flops = needed_flops(method, settings, self.config, job["data"], length)
+        result["flops_per_unit"] = flops / total
         if "preparation_seconds" in result:
             result["preparation_seconds_per_pair"] = result["preparation_seconds"] / total
         return {"method": method, "contender": contender, "options": options, **result}

@@ -14,8 +14,14 @@ from typing import Any
 
 import numpy as np
 
-METHODS = ("dpo", "sft", "rlhf", "generate")
-UNITS = {"dpo": "pairs", "sft": "tokens", "rlhf": "episodes", "generate": "tokens"}
+METHODS = ("dpo", "sft", "rlhf", "rlhf_chat", "generate")
+UNITS = {
+    "dpo": "pairs",
+    "sft": "tokens",
+    "rlhf": "episodes",
+    "rlhf_chat": "episodes",
+    "generate": "tokens",
+}
 OPTIMIZER = {
     "schedule": "constant",
     "weight_decay": 0.0,
@@ -46,6 +52,7 @@ LAPTOP: dict[str, dict[str, Any]] = {
     },
     "generate": {"steps": 2, "batch_size": 32, "prompt": 32, "completion": 64, "temperature": 1.0},
 }
+LAPTOP["rlhf_chat"] = {**LAPTOP["rlhf"], "completion": 64}
 SERVER: dict[str, dict[str, Any]] = {
     "dpo": {**LAPTOP["dpo"], "steps": 21, "batch_size": 32, "prompt": 256, "completion": 256},
     "sft": {**LAPTOP["sft"], "steps": 21, "batch_size": 32, "longest": 1024},
@@ -59,6 +66,7 @@ SERVER: dict[str, dict[str, Any]] = {
     },
     "generate": {**LAPTOP["generate"], "steps": 3, "batch_size": 256, "completion": 256},
 }
+SERVER["rlhf_chat"] = SERVER["rlhf"]
 """The same methods in sizes that fill a GPU."""
 
 # Whatever helps the peer and leaves the result as it is; the fastest of these is its best.
@@ -79,6 +87,7 @@ CANDIDATES: dict[str, dict[str, dict[str, Any]]] = {
     },
     # Its PPO never turned checkpointing on, and sampling has nothing to turn off.
     "rlhf": {},
+    "rlhf_chat": {},
     "generate": {},
 }
 
@@ -143,10 +152,23 @@ def prompt_data(texts: Texts, settings: dict[str, Any], seed: int) -> list[dict[
     return [{"prompt": ids} for ids in texts.windows(settings["prompt"], count, seed)]
 
 
+def chat_data(texts: Texts, settings: dict[str, Any], seed: int) -> list[dict[str, list[int]]]:
+    """Questions in the chat template, whose answers mostly end by themselves."""
+    count, tokenizer = settings["steps"] * settings["batch_size"], texts.tokenizer
+    ask = "In one short sentence, would you watch a film whose review begins like this? "
+    prompts = []
+    for i in np.random.default_rng(seed).permutation(len(texts.reviews))[:count]:
+        turn = [{"role": "user", "content": ask + tokenizer.decode(texts.reviews[i][:12])}]
+        ids = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
+        prompts.append({"prompt": list(ids)})
+    return prompts
+
+
 DATA: dict[str, Callable[[Texts, dict[str, Any], int], list[dict[str, list[int]]]]] = {
     "dpo": dpo_data,
     "sft": sft_data,
     "rlhf": prompt_data,
+    "rlhf_chat": chat_data,
     "generate": prompt_data,
 }
 
@@ -156,14 +178,24 @@ def needed_flops(
     settings: dict[str, Any],
     config: dict[str, Any],
     data: Sequence[dict[str, list[int]]],
+    length: float | None = None,
 ) -> float:
     """Floating-point operations the method cannot do without, over all its data.
 
-    Two per parameter and token in a forward pass, two more for each pass of attention over what
-    came before, twice as many again going back (Kaplan et al. 2020, section 2.1; Chowdhery et al.
-    2022, appendix B). A prompt of two completions counts once, and the head only where a
-    completion is predicted, for everyone alike: utilization then compares contenders as their rates
-    do.
+    A prompt of two completions counts once, and the head only where a completion is predicted, for
+    everyone alike: utilization then compares contenders as their rates do.
+
+    Args:
+        method: which.
+        settings: of its job.
+        config: the model's.
+        data: the job's.
+        length: mean tokens of sampled answers; None: all have as many as they may.
+
+    Source:
+        Two per parameter and token in a forward pass, two more for each pass of attention over what
+        came before, twice as many again going back (Kaplan et al. 2020, section 2.1; Chowdhery et
+        al. 2022, appendix B).
     """
 
     def forward(read: float, scored: float, context: float) -> float:
@@ -186,7 +218,7 @@ def needed_flops(
             answer = len(record["completion"])
             total += 3.0 * forward(prompt + answer, answer, prompt + answer)
         else:
-            answer = settings["completion"]
+            answer = settings["completion"] if length is None else length
             once = forward(prompt + answer, answer, prompt + answer)
             if method == "generate":
                 total += once

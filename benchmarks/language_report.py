@@ -27,6 +27,7 @@ TITLES = {
     "dpo": "DPO",
     "sft": "instruction tuning",
     "rlhf": "RLHF with PPO",
+    "rlhf_chat": "RLHF, answers that end",
     "generate": "sampling",
 }
 EPOCHS = (1, 3)

@@ -171,6 +171,7 @@ JOBS: dict[str, Callable[[dict[str, Any], Any], dict[str, Any]]] = {
     "dpo": dpo,
     "sft": sft,
     "rlhf": rlhf,
+    "rlhf_chat": rlhf,
     "generate": generate,
 }
 

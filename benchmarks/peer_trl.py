@@ -174,8 +174,17 @@ def rlhf(job: dict[str, Any]) -> dict[str, Any]:
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-    from trl.experimental.ppo import PPOConfig, PPOTrainer
+    from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
+    lengths: list[float] = []
+    truncate = ppo_trainer.truncate_response
+
+    def measured(stop: int, pad: int, responses: Any) -> Any:
+        going = (responses == stop).cumsum(1) == 0
+        lengths.append(float((going.sum(1) + 1).clamp(max=responses.shape[1]).float().mean()))
+        return truncate(stop, pad, responses)
+
+    ppo_trainer.truncate_response = measured
     settings = job["settings"]
     tokenizer = tokenizer_of(job)
     # It tells padding by id, so padding must not be the token that ends a completion.
@@ -212,7 +221,8 @@ def rlhf(job: dict[str, Any]) -> dict[str, Any]:
         callbacks=[watch],
     )
     trainer.train()
-    return {"marks": watch.marks, "units": [settings["batch_size"]] * settings["steps"]}
+    units = [settings["batch_size"]] * settings["steps"]
+    return {"marks": watch.marks, "units": units, "lengths": lengths}
 
 
 def generate(job: dict[str, Any]) -> dict[str, Any]:
@@ -245,7 +255,7 @@ def generate(job: dict[str, Any]) -> dict[str, Any]:
     return {"marks": marks, "units": units}
 
 
-JOBS = {"dpo": dpo, "sft": sft, "rlhf": rlhf, "generate": generate}
+JOBS = {"dpo": dpo, "sft": sft, "rlhf": rlhf, "rlhf_chat": rlhf, "generate": generate}
 
 
 def main() -> None:
