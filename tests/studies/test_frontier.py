@@ -29,14 +29,6 @@ SIZES = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     model = save_miniature(tmp_path_factory.mktemp("model") / "miniature")

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 from miniature import save_miniature
 
 from tether.cli import main
@@ -20,14 +19,6 @@ SIZES = {
     "test-prompts": 8,
     "batch-size": 8,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
