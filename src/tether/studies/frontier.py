@@ -67,7 +67,7 @@ class FrontierConfig(SentimentConfig):
     """Passes of the offline methods over the pairs."""
     measurements: int = Field(default=5, ge=1)
     """Measurements of each policy while it learns."""
-    best_of_prompts: int = Field(default=48, ge=2)
+    best_of_prompts: int = Field(default=256, ge=2)
     """Held-out prefixes of best of N, each sampled 128 times."""
 
 

@@ -146,7 +146,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
         axes.scatter(kls, rewards, s=16, color=colour, marker=marker, label=label)
     axes.axhline(start, color="0.6", linewidth=0.8, linestyle=":")
     axes.annotate(
-        "reference", (1.0, start), xycoords=("axes fraction", "data"), ha="right", va="bottom"
+        "reference", (0.5, start), xycoords=("axes fraction", "data"), ha="center", va="bottom"
     )
     axes.set_xlim(left=-0.2, right=1.05 * _far(found))
     axes.set_xlabel("KL(policy || reference), nats per sequence")
