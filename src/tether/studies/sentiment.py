@@ -57,7 +57,7 @@ class SentimentConfig(Config):
     """Pairs, completions or demonstrations in a gradient step."""
     demonstrations: int = Field(default=2560, ge=1)
     """Openings of reviews to tune on."""
-    prompts: int = Field(default=800, ge=2)
+    prompts: int = Field(default=1400, ge=2)
     """Prefixes whose continuations are compared."""
     samples: int = Field(default=3, ge=2)
     """Continuations of each prefix; all pairs of them are compared (4 in the paper)."""
