@@ -135,7 +135,9 @@ class _GatedMLP(torch.autograd.Function):
         gated, lifted = linear(x, gate), linear(x, up)
         ctx.save_for_backward(x, gate, up, down, gated, lifted)
         ctx.act = act
-        return linear(act(gated) * lifted, down)
+        active = act(gated)
+        # In place unless the activation does nothing: one array of the inner width less.
+        return linear(active * lifted if active is gated else active.mul_(lifted), down)
 
     @staticmethod
     @once_differentiable

@@ -242,7 +242,8 @@ class _Head(torch.autograd.Function):
                 slope = slope - grad[part, None]
             if grad_entropy is not None:
                 slope = slope - (log_p + entropies[part, None]) * grad_entropy[part, None]
-            logits_grad = log_p.exp().mul_(slope)
+            # In the place of what was kept, which is read once.
+            logits_grad = log_p.exp_().mul_(slope)
             if grad is not None:
                 logits_grad.scatter_add_(-1, targets[part, None], grad[part, None])
             if ctx.temperature != 1.0:

@@ -15,6 +15,7 @@ from tether.errors import UserError
 from tether.language import pretrained
 from tether.language.adapters import LoraSettings, with_lora
 from tether.language.heads import ScalarHead
+from tether.language.heap import give_back_holes
 from tether.language.lean_layers import make_lean
 
 __all__ = [
@@ -222,6 +223,7 @@ def from_parts(
     model.eval()
     model.requires_grad_(True)
     make_lean(model)
+    give_back_holes(model.base_model, model.get_input_embeddings())
     pad = tokenizer.pad_token_id
     loaded = LanguageModel(
         model=model,
