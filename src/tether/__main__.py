@@ -1,8 +1,6 @@
 """`python -m tether` is the `tether` command."""
 
-import sys
-
-from tether.cli import main
+from tether.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

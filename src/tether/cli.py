@@ -14,7 +14,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from tether.errors import Interrupted, UserError
 from tether.version import __version__
@@ -119,6 +119,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 1
     return 0
+
+
+def program() -> NoReturn:
+    """The command as a process of its own, which ends with what :func:`main` returns."""
+    code = main()
+    together = sys.modules.get("tether.language.processes")
+    if together is not None:
+        together.end(code)
+    sys.exit(code)
 
 
 def resume(arguments: Sequence[str]) -> None:

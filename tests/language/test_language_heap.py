@@ -59,3 +59,11 @@ def test_small_models_are_left_alone() -> None:
 def test_other_systems_are_left_alone(calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heap, "_trim", lambda: None)
     assert not heap.give_back_holes(*parts(llama_model()))
+
+
+def test_a_backbone_without_a_stack_of_layers(calls: list[int]) -> None:
+    embedding = nn.Embedding(8, 4)
+    model = nn.Sequential(embedding, nn.Linear(4, 4))
+    assert heap.give_back_holes(model, embedding)
+    model(torch.tensor([1, 2])).sum().backward()
+    assert len(calls) == 2

@@ -51,16 +51,20 @@ def give_back_holes(backbone: nn.Module, embedding: nn.Module) -> bool:
     def back(_: Tensor) -> None:
         trim(0)
 
-    layers = max((m for m in backbone.children() if isinstance(m, nn.ModuleList)), key=len)
-    middle = layers[len(layers) // 2]
     for module, hook in (
-        (middle, here),
+        *((middle, hook) for middle in _middle(backbone) for hook in (here, back_here)),
         (backbone, here),
-        (middle, back_here),
         (embedding, back_here),
     ):
         module.register_forward_hook(hook)
     return True
+
+
+def _middle(backbone: nn.Module) -> list[nn.Module]:
+    """The layer half-way through, if the layers can be told."""
+    stacks = [module for module in backbone.children() if isinstance(module, nn.ModuleList)]
+    layers = max(stacks, key=len, default=nn.ModuleList())
+    return [layers[len(layers) // 2]] if len(layers) else []
 
 
 @cache

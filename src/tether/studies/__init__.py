@@ -18,6 +18,26 @@ class Study(NamedTuple):
 
 
 STUDIES: dict[str, Study] = {
+    "figure3": Study(
+        "six methods on seven MuJoCo tasks (Schulman et al. 2017, PPO, figure 3)",
+        "tether.studies.figure3:command",
+    ),
+    "table1": Study(
+        "PPO's surrogates: no clip, clip, adaptive and fixed penalty (the same, table 1)",
+        "tether.studies.table1:command",
+    ),
+    "variance": Study(
+        "variance of the policy gradient under each of the lecture's weights",
+        "tether.studies.variance:command",
+    ),
+    "cliff": Study(
+        "steps too large and too small: plain gradient against trust region",
+        "tether.studies.cliff:command",
+    ),
+    "clip": Study(
+        "the clipped surrogate for both signs of the advantage (the same, figure 1)",
+        "tether.studies.clip:command",
+    ),
     "frontier": Study(
         "reward against divergence: DPO, PPO and their rivals (Rafailov et al. 2023, figure 2)",
         "tether.studies.frontier:command",

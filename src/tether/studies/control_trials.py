@@ -1,0 +1,132 @@
+"""Trials of the control studies: one training by one method, its curve, and how good it became."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from tether.control.training import evaluate_run, resume, train
+from tether.errors import NonFiniteError
+from tether.learning.metrics import read_metrics
+from tether.studies.trials import Result, Trial
+
+CURVE_POINTS: Final = 100
+"""Points of a learning curve that are kept; a million steps of PPO have five times as many."""
+
+MUJOCO: Final = (
+    "HalfCheetah-v5",
+    "Hopper-v5",
+    "InvertedDoublePendulum-v5",
+    "InvertedPendulum-v5",
+    "Reacher-v5",
+    "Swimmer-v5",
+    "Walker2d-v5",
+)
+"""The seven tasks of the PPO paper, as Gymnasium has them today."""
+
+
+def training_trial(
+    name: str,
+    method: str,
+    env: str,
+    seed: int,
+    *,
+    steps: int,
+    episodes: int,
+    preset: str = "default",
+    **settings: Any,
+) -> Trial:
+    """A trial that trains `method`, and evaluates its last policy.
+
+    Args:
+        name: of the trial.
+        method: one of `tether methods`.
+        env: Gymnasium id.
+        seed: of the training.
+        steps: environment steps.
+        episodes: of the evaluation, in which the policy takes its most probable actions.
+        preset: of the method's settings.
+        **settings: over the preset.
+    """
+    chosen = {
+        "method": method,
+        "env": env,
+        "seed": seed,
+        "total_steps": steps,
+        "episodes": episodes,
+        "preset": preset,
+        "settings": settings,
+    }
+    return Trial(name, learn, chosen)
+
+
+def learn(settings: Mapping[str, Any], place: Path) -> Result:
+    """Trains what `settings` say, or goes on with it; see :func:`training_trial`.
+
+    Returns:
+        ``curve``: (steps, mean return of the last 100 training episodes), thinned out; ``last_100``
+        and ``last_tenth``: its end, and its mean over the last tenth of the steps; ``final`` and
+        ``final_std``: return of whole evaluation episodes; ``steps_per_second``, and ``seconds``
+        with start-up and evaluation, both since the last interruption. A training that diverged
+        has its curve up to there, ``diverged`` with the reason, and no ``final``.
+    """
+    run = place / "run"
+    threads = max(1, (os.cpu_count() or 1) // 2)
+    began = time.perf_counter()
+    try:
+        if (run / "run.json").exists():
+            trained = resume(run, threads=threads, sinks=(), progress=False)
+        else:
+            trained = train(
+                settings["method"],
+                settings["env"],
+                preset=settings["preset"],
+                total_steps=settings["total_steps"],
+                seed=settings["seed"],
+                out=run,
+                threads=threads,
+                sinks=(),
+                progress=False,
+                **settings["settings"],
+            )
+    except NonFiniteError as error:
+        return {"diverged": str(error), **training_curve(run / "metrics.jsonl")}
+    evaluation = evaluate_run(run, episodes=settings["episodes"])
+    return {
+        **training_curve(run / "metrics.jsonl"),
+        "final": float(evaluation.returns.mean()),
+        "final_std": float(evaluation.returns.std()),
+        "steps_per_second": trained.summary()["steps_per_second"],
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def training_curve(metrics: Path) -> Result:
+    """A run's curve and its end, from its measurements."""
+    rows = [row for row in read_metrics(metrics) if row.get("return/mean") is not None]
+    if not rows:
+        return {"curve": [], "last_100": None, "last_tenth": None}
+    steps = np.array([row["step"] for row in rows], float)
+    means = np.array([row["return/mean"] for row in rows], float)
+    kept = np.unique(np.linspace(0, len(rows) - 1, CURVE_POINTS).round().astype(int))
+    return {
+        "curve": [[int(steps[i]), round(float(means[i]), 3)] for i in kept],
+        "last_100": float(means[-1]),
+        "last_tenth": float(means[steps > 0.9 * steps[-1]].mean()),
+    }
+
+
+def by_cell(
+    results: Mapping[str, Result], trials: Sequence[Trial]
+) -> dict[tuple[str, str], list[Result]]:
+    """Results by (method, environment), in the order of the seeds."""
+    cells: dict[tuple[str, str], list[Result]] = {}
+    for trial in trials:
+        key = (trial.settings["method"], trial.settings["env"])
+        cells.setdefault(key, []).append(results[trial.name])
+    return cells

@@ -1,0 +1,109 @@
+"""PPO's figure 3: six methods on seven MuJoCo tasks, a million steps each, several seeds.
+
+    for each seed, task and method:
+        train with the method's default settings, the same on all tasks
+        evaluate the last policy in whole episodes
+
+One setting of each method serves all seven tasks. The grid has the paper's final scores as dashed
+lines; the table has those of OpenAI Baselines and Tianshou beside it.
+
+Source:
+    Schulman et al., "Proximal Policy Optimization Algorithms" (2017), section 6.2, figure 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import tyro
+from pydantic import Field
+
+from tether.arguments import parse, print_json, say
+from tether.learning.config import Config
+from tether.studies import figure3_report as report
+from tether.studies.control_trials import MUJOCO, training_trial
+from tether.studies.trials import Trial, run_trials
+
+METHODS: Final = ("ppo", "trpo", "a2c", "a2c-tr", "vpg", "cem")
+
+
+class Figure3Config(Config):
+    """Settings of the study; fewer tasks, methods or seeds are a part of the whole, and kept."""
+
+    envs: tuple[str, ...] = MUJOCO
+    """Tasks, as Gymnasium ids."""
+    methods: tuple[str, ...] = METHODS
+    """Methods, of `tether methods`."""
+    preset: str = "default"
+    """Preset of every method's settings: default or paper."""
+    seeds: int = Field(default=3, ge=1)
+    """Trainings of each method on each task, from seed 0 on."""
+    steps: int = Field(default=1_000_000, ge=1)
+    """Environment steps of each training."""
+    episodes: int = Field(default=20, ge=1)
+    """Evaluation episodes of each last policy."""
+
+
+def run(config: Figure3Config, out: Path, *, workers: int = 2) -> dict[str, Any]:
+    """Trains what is left, draws the grid and tabulates it.
+
+    Args:
+        config: the settings.
+        out: the study's folder; trainings that are there already are not done again.
+        workers: trainings side by side.
+
+    Returns:
+        What ``figure3.json`` says.
+
+    Raises:
+        UserError: an unknown task or method, or `out` holds a training with other settings.
+    """
+    chosen = trials(config)
+    results = run_trials(chosen, out, workers=workers)
+    return report.write(out, config.dump(), chosen, results)
+
+
+def trials(config: Figure3Config) -> list[Trial]:
+    """Every training, seed by seed, so that a part of them is a smaller study."""
+    return [
+        training_trial(
+            f"{method}-{env}-{seed}",
+            method,
+            env,
+            seed,
+            steps=config.steps,
+            episodes=config.episodes,
+            preset=config.preset,
+        )
+        for seed in range(config.seeds)
+        for env in config.envs
+        for method in config.methods
+    ]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Reproduce figure 3 of the PPO paper: six methods on seven MuJoCo tasks."""
+
+    out: Path = Path("runs/figure3")
+    """Folder of the study; an unfinished one is gone on with."""
+    workers: int = 2
+    """Trainings side by side."""
+    json: bool = False
+    """Print one JSON object as the last line of stdout."""
+    settings: Annotated[Figure3Config, tyro.conf.arg(name="settings")] = field(
+        default_factory=Figure3Config
+    )
+
+
+def command(arguments: Sequence[str]) -> None:
+    """`tether study figure3`."""
+    options = parse(Options, arguments, prog="tether study figure3")
+    found = run(options.settings, options.out, workers=options.workers)
+    report.show(found)
+    say(f"figure: {options.out / 'figure3.png'}; table: {options.out / 'figure3.json'}")
+    if options.json:
+        print_json(found)

@@ -1,0 +1,255 @@
+"""PPO's table 1: what keeps the new policy near the old one, and how much it matters.
+
+    for each surrogate: none, clipped at epsilon, penalized with adaptive or fixed beta
+        train on seven tasks, three seeds each, all else equal
+        score a training by the mean return of its last 100 episodes,
+        scaled on each task so that a random policy has 0 and the best of all has 1
+
+Source:
+    Schulman et al., "Proximal Policy Optimization Algorithms" (2017), section 6.1, table 1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import numpy as np
+import tyro
+from pydantic import Field, field_validator
+
+from tether.arguments import parse, print_json, say
+from tether.control.envs import make
+from tether.learning.config import Config
+from tether.learning.durable import replaced
+from tether.learning.plots import COLOURS
+from tether.studies.control_trials import MUJOCO, training_trial
+from tether.studies.published import TABLE_1, task
+from tether.studies.trials import Result, Trial, run_trials
+
+VARIANTS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
+    "none": ("ppo", {"epsilon": None}),
+    **{f"clip-{e:g}": ("ppo", {"epsilon": e}) for e in (0.1, 0.2, 0.3)},
+    **{f"adaptive-{d:g}": ("ppo-kl", {"kl_target": d}) for d in (0.003, 0.01, 0.03)},
+    **{f"fixed-{b:g}": ("ppo-kl", {"beta": b, "fixed_beta": True}) for b in (0.3, 1.0, 3.0, 10.0)},
+}
+"""The table's rows: method and what is set over its preset."""
+
+LABELS: Final = {
+    "none": "no clipping or penalty",
+    **{f"clip-{e:g}": f"clipping, epsilon = {e:g}" for e in (0.1, 0.2, 0.3)},
+    **{f"adaptive-{d:g}": f"adaptive KL, target = {d:g}" for d in (0.003, 0.01, 0.03)},
+    **{f"fixed-{b:g}": f"fixed KL, beta = {b:g}" for b in (0.3, 1.0, 3.0, 10.0)},
+}
+
+
+class Table1Config(Config):
+    """Settings of the study; fewer tasks, rows or seeds are a part of the whole, and kept."""
+
+    envs: tuple[str, ...] = MUJOCO
+    """Tasks, as Gymnasium ids."""
+    rows: tuple[str, ...] = tuple(VARIANTS)
+    """Rows of the table: none, clip-0.2, adaptive-0.01, fixed-1, ..."""
+    preset: str = "paper"
+    """Preset of PPO's settings: the paper's (its table 3) or default."""
+    seeds: int = Field(default=3, ge=1)
+    """Trainings of each row on each task, from seed 0 on."""
+    steps: int = Field(default=1_000_000, ge=1)
+    """Environment steps of each training."""
+    random_episodes: int = Field(default=100, ge=1)
+    """Episodes of the random policy on each task."""
+
+    @field_validator("rows")
+    @classmethod
+    def _known(cls, rows: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [row for row in rows if row not in VARIANTS]
+        if unknown:
+            raise ValueError(f"unknown row {unknown[0]!r}; known: {', '.join(VARIANTS)}")
+        return rows
+
+
+def run(config: Table1Config, out: Path, *, workers: int = 2) -> dict[str, Any]:
+    """Trains what is left, scores the rows and draws them.
+
+    Args:
+        config: the settings.
+        out: the study's folder; trainings that are there already are not done again.
+        workers: trainings side by side.
+
+    Returns:
+        What ``table1.json`` says.
+
+    Raises:
+        UserError: an unknown task, or `out` holds a training with other settings.
+    """
+    begin = [
+        Trial(f"random-{env}", random_policy, {"env": env, "episodes": config.random_episodes})
+        for env in config.envs
+    ]
+    chosen = trials(config)
+    random = run_trials(begin, out)
+    results = run_trials([trial for trial, _ in chosen], out, workers=workers)
+    found = gather(config, random, chosen, results)
+    with replaced(out / "table1.json") as file:
+        file.write(json.dumps(found, allow_nan=False).encode() + b"\n")
+    draw(found, out / "table1.png")
+    return found
+
+
+def trials(config: Table1Config) -> list[tuple[Trial, str]]:
+    """Every training with its row, seed by seed, so that a part of them is a smaller study."""
+    chosen = []
+    for seed in range(config.seeds):
+        for env in config.envs:
+            for row in config.rows:
+                method, settings = VARIANTS[row]
+                trial = training_trial(
+                    f"{row}-{env}-{seed}",
+                    method,
+                    env,
+                    seed,
+                    steps=config.steps,
+                    episodes=1,
+                    preset=config.preset,
+                    **settings,
+                )
+                chosen.append((trial, row))
+    return chosen
+
+
+def random_policy(settings: Mapping[str, Any], place: Path) -> Result:
+    """A trial: mean return of uniformly random actions."""
+    count = int(settings["episodes"])
+    env = make(settings["env"], count)
+    try:
+        rng = np.random.default_rng(0)
+        env.reset(0)
+        returns, running = np.zeros(count), np.ones(count, bool)
+        space: Any = env.action_space
+        while running.any():
+            action = rng.uniform(space.low, space.high, (count, *space.shape))
+            step = env.step(action.astype(np.float32))
+            returns += np.where(running, step.reward, 0.0)
+            running &= ~(step.terminated | step.truncated)
+    finally:
+        env.close()
+    return {"return": float(returns.mean())}
+
+
+def gather(
+    config: Table1Config,
+    random: Mapping[str, Result],
+    trials: Sequence[tuple[Trial, str]],
+    results: Mapping[str, Result],
+) -> dict[str, Any]:
+    """Normalizes the scores and averages them; a diverged training counts with its last score."""
+    floors = {env: random[f"random-{env}"]["return"] for env in config.envs}
+    raw: dict[str, dict[str, list[float]]] = {row: {} for row in config.rows}
+    for trial, row in trials:
+        raw[row].setdefault(trial.settings["env"], []).append(results[trial.name]["last_100"])
+    best = {env: max(max(raw[row][env]) for row in config.rows) for env in config.envs}
+    normalized = {
+        row: {
+            env: [normalize(score, floors[env], best[env]) for score in scores]
+            for env, scores in raw[row].items()
+        }
+        for row in config.rows
+    }
+    means = {row: [float(np.mean(s)) for s in normalized[row].values()] for row in config.rows}
+    return {
+        "settings": config.dump(),
+        "random": floors,
+        "best": best,
+        "rows": {
+            row: {
+                "label": LABELS[row],
+                "score": float(np.mean(means[row])),
+                "paper": TABLE_1[row],
+                "by_task": dict(zip(normalized[row], means[row], strict=True)),
+                "returns": raw[row],
+            }
+            for row in config.rows
+        },
+        "diverged": [trial.name for trial, _ in trials if "diverged" in results[trial.name]],
+        "hours_of_training": sum(r.get("seconds", 0.0) for r in results.values()) / 3600,
+        "trials": {t.name: {"settings": dict(t.settings), **results[t.name]} for t, _ in trials},
+    }
+
+
+def normalize(score: float, floor: float, best: float) -> float:
+    """0 for the random policy, 1 for the best training on the task."""
+    return (score - floor) / (best - floor) if best > floor else 0.0
+
+
+def draw(found: Mapping[str, Any], path: Path) -> None:
+    """Two bars for each row: ours and the paper's."""
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    from matplotlib import pyplot as plt
+
+    rows = list(found["rows"].values())
+    places = np.arange(len(rows))
+    figure, axes = plt.subplots(figsize=(7.5, 0.42 * len(rows) + 1.2), layout="constrained")
+    series = (("score", "tether", COLOURS[0]), ("paper", "paper", COLOURS[4]))
+    for i, (key, label, colour) in enumerate(series):
+        scores = [row[key] for row in rows]
+        axes.barh(places + 0.38 * i - 0.19, scores, 0.36, color=colour, label=label)
+        for place, score in zip(places, scores, strict=True):
+            axes.text(
+                max(score, 0.0) + 0.01,
+                place + 0.38 * i - 0.19,
+                f"{score:.2f}",
+                va="center",
+                fontsize=8,
+            )
+    axes.set_yticks(places, [row["label"] for row in rows], fontsize=9)
+    axes.invert_yaxis()
+    axes.axvline(0.0, color="0.5", lw=0.8)
+    axes.set_xlabel("mean normalized score (random policy 0, best training 1)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """The table on stderr."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="mean normalized score")
+    table.add_column("surrogate")
+    for heading in ("tether", "paper", *(task(env) for env in found["settings"]["envs"])):
+        table.add_column(heading, justify="right")
+    for row in found["rows"].values():
+        tasks = [f"{row['by_task'][env]:.2f}" for env in found["settings"]["envs"]]
+        table.add_row(row["label"], f"{row['score']:.2f}", f"{row['paper']:.2f}", *tasks)
+    Console(stderr=True).print(table)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Reproduce table 1 of the PPO paper: surrogates with and without a clip or a penalty."""
+
+    out: Path = Path("runs/table1")
+    """Folder of the study; an unfinished one is gone on with."""
+    workers: int = 2
+    """Trainings side by side."""
+    json: bool = False
+    """Print one JSON object as the last line of stdout."""
+    settings: Annotated[Table1Config, tyro.conf.arg(name="settings")] = field(
+        default_factory=Table1Config
+    )
+
+
+def command(arguments: Sequence[str]) -> None:
+    """`tether study table1`."""
+    options = parse(Options, arguments, prog="tether study table1")
+    found = run(options.settings, options.out, workers=options.workers)
+    show(found)
+    say(f"figure: {options.out / 'table1.png'}; table: {options.out / 'table1.json'}")
+    if options.json:
+        print_json(found)

@@ -1,0 +1,259 @@
+"""The lecture's "high variance in gradients", measured.
+
+    g_B = 1/B sum over B episodes of  sum_t gamma^t grad log pi(a_t|s_t) w_t
+
+Every weight w gives the same gradient in expectation:
+
+    return          the discounted return of the whole episode, from its first step
+    reward-to-go    what followed the action, G_t
+    Q               Q(s_t, a_t), exact
+    reward-to-go - V    G_t - V(s_t), V exact: what a perfect critic makes of G_t
+    advantage       A(s_t, a_t) = Q - V, exact
+
+The ground is a Gymnasium environment with a table of transitions (FrozenLake), so Q, V and the true
+gradient are solved for, and both bias and variance can be told exactly. The policy is a softmax
+over a table of logits; it is measured untrained, and half-way to the best.
+
+Source:
+    Sutton et al., "Policy gradient methods" (2000), theorem 1; Schulman et al., "High-Dimensional
+    Continuous Control Using Generalized Advantage Estimation" (2016), section 2, for the weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import numpy as np
+import tyro
+from pydantic import Field
+
+from tether import objectives
+from tether.arguments import parse, print_json, say
+from tether.learning.config import Config
+from tether.learning.durable import replaced
+from tether.learning.plots import COLOURS
+from tether.studies.finite_mdp import (
+    Episodes,
+    Table,
+    best_return,
+    half_way,
+    sample,
+    softmax,
+    table_of,
+    true_gradient,
+    values,
+)
+from tether.studies.trials import Result, Trial, run_trials
+
+WEIGHTS: Final = {
+    "return": "return of the episode",
+    "reward-to-go": "reward-to-go",
+    "q": "Q(s, a)",
+    "baseline": "reward-to-go - V(s)",
+    "advantage": "A(s, a) = Q - V",
+}
+POLICIES: Final = {"start": "untrained policy", "half-way": "half-way to the best policy"}
+
+
+class VarianceConfig(Config):
+    """Settings of the study."""
+
+    env: str = "FrozenLake-v1"
+    """Gymnasium id of an environment with a table of transitions, such as FrozenLake-v1."""
+    gamma: float = Field(default=0.99, gt=0, lt=1)
+    """Discount per step."""
+    batch_sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    """Episodes in a gradient estimate."""
+    estimates: int = Field(default=200, ge=2)
+    """Independent estimates at each batch size."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Decides everything random."""
+
+
+def gradients(
+    table: Table, policy: np.ndarray, episodes: Episodes, gamma: float
+) -> dict[str, np.ndarray]:
+    """Each episode's estimate of dJ/dlogits under every weight, (E, S, A)."""
+    v, q = values(table, policy, gamma)
+    state, action, alive = episodes.state, episodes.action, episodes.alive
+    to_go = objectives.discounted_return(episodes.reward, gamma)
+    weights = {
+        "return": np.broadcast_to(to_go[0], to_go.shape),
+        "reward-to-go": to_go,
+        "q": q[state, action],
+        "baseline": to_go - v[state],
+        "advantage": (q - v[:, None])[state, action],
+    }
+    later = gamma ** np.arange(len(state))[:, None]
+    found = {}
+    for name, weight in weights.items():
+        # The whole return already counts rewards from the episode's first step.
+        discounted = weight if name == "return" else later * weight
+        found[name] = _score_sums(policy, state, action, np.where(alive, discounted, 0.0))
+    return found
+
+
+def _score_sums(
+    policy: np.ndarray, state: np.ndarray, action: np.ndarray, weight: np.ndarray
+) -> np.ndarray:
+    """Sum over t of weight grad log pi(a_t|s_t), (E, S, A); grad log pi = 1_a - pi(.|s)."""
+    sums = np.zeros((state.shape[1], *policy.shape))
+    episode = np.broadcast_to(np.arange(state.shape[1]), state.shape)
+    np.add.at(sums, (episode, state, action), weight)
+    visits = np.zeros(sums.shape[:2])
+    np.add.at(visits, (episode, state), weight)
+    scores: np.ndarray = sums - visits[:, :, None] * policy
+    return scores
+
+
+def measure(settings: Mapping[str, Any], place: Path) -> Result:
+    """A trial: for one policy, error and direction of the estimates at every batch size."""
+    config = VarianceConfig.load({k: settings[k] for k in VarianceConfig.model_fields})
+    table = table_of(config.env)
+    logits = np.zeros(table.reward.shape)
+    if settings["policy"] == "half-way":
+        logits = half_way(table, config.gamma)
+    policy = softmax(logits)
+    truth = true_gradient(table, policy, config.gamma)
+    size = float(np.square(truth).sum())
+    rng = np.random.default_rng(config.seed)
+    points: dict[str, list[dict[str, float]]] = {name: [] for name in WEIGHTS}
+    for batch_size in config.batch_sizes:
+        estimates: dict[str, list[np.ndarray]] = {name: [] for name in WEIGHTS}
+        for _ in range(config.estimates):
+            episodes = sample(table, policy, batch_size, rng)
+            for name, each in gradients(table, policy, episodes, config.gamma).items():
+                estimates[name].append(each.mean(0))
+        for name, several in estimates.items():
+            points[name].append({"batch_size": batch_size, **_quality(several, truth, size)})
+    v, _ = values(table, policy, config.gamma)
+    return {
+        "return": float(table.start @ v),
+        "best": best_return(table, config.gamma),
+        "gradient_norm": size**0.5,
+        "points": points,
+    }
+
+
+def _quality(estimates: Sequence[np.ndarray], truth: np.ndarray, size: float) -> dict[str, float]:
+    """Variance and squared bias in units of |grad J|^2, and the mean cosine with the truth."""
+    several = np.stack(estimates).reshape(len(estimates), -1)
+    mean = several.mean(0)
+    norms = np.linalg.norm(several, axis=-1) * size**0.5
+    along = several @ truth.ravel()
+    return {
+        "variance": float(several.var(0, ddof=1).sum() / size),
+        "squared_bias": float(np.square(mean - truth.ravel()).sum() / size),
+        # An episode without reward may say nothing at all: no direction, cosine 0.
+        "cosine": float(np.divide(along, norms, out=np.zeros_like(along), where=norms > 0).mean()),
+    }
+
+
+def run(config: VarianceConfig, out: Path, *, workers: int = 2) -> dict[str, Any]:
+    """Measures what is left, writes ``variance.json`` and ``variance.png``; returns the former.
+
+    Raises:
+        UserError: an environment without a table, or `out` holds a study with other settings.
+    """
+    table_of(config.env)
+    trials = [Trial(name, measure, {**config.dump(), "policy": name}) for name in POLICIES]
+    results = run_trials(trials, out, workers=workers)
+    found = {"settings": config.dump(), "policies": results, "episodes_saved": saved(results)}
+    with replaced(out / "variance.json") as file:
+        file.write(json.dumps(found, indent=1, allow_nan=False).encode() + b"\n")
+    draw(found, out / "variance.png")
+    return found
+
+
+def saved(results: Mapping[str, Result]) -> dict[str, dict[str, float]]:
+    """How many times the episodes of the advantage each weight needs for the same variance.
+
+    The variance of a mean falls as 1 / B, so B times the variance is one number for every weight;
+    its mean over the batch sizes is compared.
+    """
+    ratios = {}
+    for policy, result in results.items():
+        per_episode = {
+            name: float(np.mean([p["batch_size"] * p["variance"] for p in points]))
+            for name, points in result["points"].items()
+        }
+        ratios[policy] = {
+            name: value / per_episode["advantage"] for name, value in per_episode.items()
+        }
+    return ratios
+
+
+def draw(found: Mapping[str, Any], path: Path) -> None:
+    """For each policy, variance and direction of the estimate against episodes."""
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(2, 2, figsize=(9.5, 6.6), layout="constrained", sharex=True)
+    for column, (policy, title) in zip(panels.T, POLICIES.items(), strict=True):
+        result = found["policies"][policy]
+        for (name, label), colour in zip(WEIGHTS.items(), COLOURS, strict=False):
+            points = result["points"][name]
+            sizes = [p["batch_size"] for p in points]
+            style = {"color": colour, "marker": "o", "ms": 3.5, "lw": 1.5, "label": label}
+            column[0].plot(sizes, [p["variance"] for p in points], **style)
+            column[1].plot(sizes, [p["cosine"] for p in points], **style)
+        column[0].set_xscale("log", base=2)
+        column[0].set_yscale("log")
+        column[0].set_title(
+            f"{title}: return {result['return']:.3f} of {result['best']:.3f}", fontsize=10
+        )
+        column[0].axhline(1.0, color="0.5", lw=0.8, ls=":")
+        column[1].set_ylim(-0.05, 1.02)
+        column[1].set_xlabel("episodes in a gradient estimate")
+    panels[0, 0].set_ylabel("variance / squared length of the true gradient")
+    panels[1, 0].set_ylabel("mean cosine with the true gradient")
+    panels[0, 1].legend(frameon=False, fontsize=9)
+    for axes in panels.flat:
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """On stderr: how many times the episodes each weight needs."""
+    from rich.console import Console
+    from rich.table import Table as Rows
+
+    rows = Rows(title="episodes needed for the same variance, as a multiple of the advantage's")
+    rows.add_column("weight of grad log pi")
+    for title in POLICIES.values():
+        rows.add_column(title, justify="right")
+    for name, label in WEIGHTS.items():
+        rows.add_row(label, *(f"{found['episodes_saved'][p][name]:,.1f}" for p in POLICIES))
+    Console(stderr=True).print(rows)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measure the variance of the policy gradient under each of the lecture's weights."""
+
+    out: Path = Path("runs/variance")
+    """Folder of the study; an unfinished one is gone on with."""
+    workers: int = 2
+    """Policies measured side by side."""
+    json: bool = False
+    """Print one JSON object as the last line of stdout."""
+    settings: Annotated[VarianceConfig, tyro.conf.arg(name="settings")] = field(
+        default_factory=VarianceConfig
+    )
+
+
+def command(arguments: Sequence[str]) -> None:
+    """`tether study variance`."""
+    options = parse(Options, arguments, prog="tether study variance")
+    found = run(options.settings, options.out, workers=options.workers)
+    show(found)
+    say(f"figure: {options.out / 'variance.png'}; table: {options.out / 'variance.json'}")
+    if options.json:
+        print_json(found)

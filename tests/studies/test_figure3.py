@@ -1,0 +1,131 @@
+"""Figure 3 and table 1 on small budgets: every trial a run, nothing done twice, honest sums."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from tether.control.training import evaluate_run
+from tether.errors import UserError
+from tether.learning.metrics import read_metrics
+from tether.studies import control_trials, figure3, figure3_report, table1
+from tether.studies.published import PAPER, SOURCES, TABLE_1, task
+
+SMALL = ["--envs", "InvertedPendulum-v5", "--steps", "4096", "--workers", "1", "--json"]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    out = tmp_path_factory.mktemp("figure3")
+    config = figure3.Figure3Config(
+        envs=("InvertedPendulum-v5",), methods=("ppo", "cem"), seeds=2, steps=4096, episodes=3
+    )
+    return config, out, figure3.run(config, out, workers=1)
+
+
+def test_scores_are_those_of_the_runs(study) -> None:
+    _, out, found = study
+    run = out / "ppo-InvertedPendulum-v5-1" / "run"
+    trial = found["trials"]["ppo-InvertedPendulum-v5-1"]
+    assert trial["final"] == evaluate_run(run, episodes=3).returns.mean()
+    rows = [row for row in read_metrics(run / "metrics.jsonl") if "return/mean" in row]
+    assert trial["last_100"] == rows[-1]["return/mean"]
+    assert trial["curve"][-1][0] == rows[-1]["step"]
+    score = found["scores"]["InvertedPendulum-v5"]["ppo"]
+    assert score["final"] == pytest.approx(np.mean(score["finals"]))
+    assert len(score["finals"]) == 2
+
+
+def test_what_is_done_is_not_done_again(study, monkeypatch) -> None:
+    config, out, found = study
+    monkeypatch.setattr(control_trials, "train", None)
+    again = figure3.run(config, out, workers=1)
+    assert again == json.loads((out / "figure3.json").read_text()) == found
+
+
+def test_a_part_of_a_study_is_its_own_and_the_rest_is_added(study, monkeypatch) -> None:
+    config, out, _ = study
+    monkeypatch.setattr(control_trials, "train", None)
+    part = config.model_copy(update={"methods": ("ppo",), "seeds": 1})
+    assert set(figure3.run(part, out, workers=1)["trials"]) == {"ppo-InvertedPendulum-v5-0"}
+
+
+def test_other_settings_are_refused(study) -> None:
+    config, out, _ = study
+    with pytest.raises(UserError, match="other settings"):
+        figure3.run(config.model_copy(update={"steps": 8192}), out, workers=1)
+
+
+def test_a_training_that_diverges_is_counted_with_what_it_had(tmp_path) -> None:
+    trial = control_trials.training_trial(
+        "wild",
+        "ppo",
+        "InvertedPendulum-v5",
+        0,
+        steps=40_000,
+        episodes=1,
+        learning_rate=1e30,
+        max_grad_norm=None,
+    )
+    result = control_trials.learn(trial.settings, tmp_path)
+    assert "became" in result["diverged"]
+    assert "final" not in result
+    assert result["last_100"] is None or math.isfinite(result["last_100"])
+
+
+def test_curves_meet_on_one_grid() -> None:
+    steps, values = figure3_report.on_one_grid(
+        [np.array([[0, 0], [10, 10]]), np.array([[2, 4], [12, 24]])], points=9
+    )
+    assert (steps[0], steps[-1]) == (2, 10)
+    assert values[0] == pytest.approx(steps)
+    assert values[1] == pytest.approx(2 * steps)
+
+
+def test_every_published_number_has_its_place() -> None:
+    assert {task(env) for env in control_trials.MUJOCO} == set(PAPER.scores)
+    for source in SOURCES:
+        assert set(source.scores) == set(PAPER.scores)
+        for scores in source.scores.values():
+            assert set(scores) <= set(figure3.METHODS)
+    assert set(TABLE_1) == set(table1.VARIANTS) == set(table1.LABELS)
+
+
+class TestTable1:
+    def test_scores_are_scaled_between_random_and_best(self) -> None:
+        assert table1.normalize(-100.0, -100.0, 900.0) == 0.0
+        assert table1.normalize(900.0, -100.0, 900.0) == 1.0
+        assert table1.normalize(-600.0, -100.0, 900.0) == -0.5
+
+    def test_random_actions_earn_what_gymnasium_says(self, tmp_path) -> None:
+        import gymnasium as gym
+
+        found = table1.random_policy({"env": "InvertedPendulum-v5", "episodes": 200}, tmp_path)
+        env = gym.make("InvertedPendulum-v5")
+        env.action_space.seed(0)
+        returns = []
+        for seed in range(200):
+            env.reset(seed=seed)
+            total, over = 0.0, False
+            while not over:
+                _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+                total, over = total + reward, terminated or truncated
+            returns.append(total)
+        error = np.std(returns) / np.sqrt(200)
+        assert abs(found["return"] - np.mean(returns)) < 6 * error
+
+    def test_command(self, tmp_path, capsys) -> None:
+        rows = ["none", "clip-0.2", "fixed-3"]
+        options = [*SMALL, "--rows", *rows, "--seeds", "1", "--random-episodes", "5"]
+        table1.command(["--out", str(tmp_path / "table1"), *options])
+        found = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert list(found["rows"]) == rows
+        assert max(row["score"] for row in found["rows"].values()) == 1.0
+        settings = found["trials"]["fixed-3-InvertedPendulum-v5-0"]["settings"]
+        assert settings["settings"] == {"beta": 3.0, "fixed_beta": True}
+        assert (tmp_path / "table1" / "table1.png").stat().st_size > 10_000
+
+    def test_an_unknown_row_is_named(self, tmp_path) -> None:
+        with pytest.raises(UserError, match=r"clip-0\.5.*known: none"):
+            table1.command(["--out", str(tmp_path), "--rows", "clip-0.5"])
