@@ -62,6 +62,12 @@ def test_the_step_size_of_vpg_follows_the_divergence_of_its_steps() -> None:
     assert fresh.learning_rate == 0.0123
 
 
+def test_a_step_size_that_is_not_adaptive_stays() -> None:
+    rows = iterations(on_chain("vpg", adaptive=False, learning_rate=0.1), 5)
+    assert [row["optimizer/learning_rate"] for row in rows] == [0.1] * 5
+    assert any(row["policy/kl"] > 0.06 for row in rows)  # where the rule would have acted
+
+
 @pytest.mark.parametrize("method", ["reinforce", "vpg", "a2c", "a2c-tr", "ppo-kl"])
 def test_the_divergence_reported_is_that_of_the_two_policies(method: str) -> None:
     learner = on_chain(method)
@@ -75,9 +81,15 @@ def test_the_divergence_reported_is_that_of_the_two_policies(method: str) -> Non
         assert metrics["policy/kl"] > 0
 
 
-def test_the_first_step_of_a2c_is_rmsprop_up_the_policy_gradient() -> None:
+@pytest.mark.parametrize("optimizer", ["rmsprop", "adam"])
+def test_the_first_step_of_a2c_is_its_optimizers_up_the_policy_gradient(optimizer: str) -> None:
     learner = on_chain(
-        "a2c", steps_per_iteration=64, lam=1.0, max_grad_norm=None, learning_rate=7e-4
+        "a2c",
+        steps_per_iteration=64,
+        lam=1.0,
+        max_grad_norm=None,
+        learning_rate=7e-4,
+        optimizer=optimizer,
     )
     before, critic = learner.learnt.actor, learner.learnt.critic
     rollout = learner.collector.collect(8)
@@ -98,12 +110,9 @@ def test_the_first_step_of_a2c_is_rmsprop_up_the_policy_gradient() -> None:
 
     gradient = jax.jit(jax.grad(loss))(before)
     learner.update(rollout)
-    expected = jax.tree.map(
-        # v = 0.01 g^2 after one step from zero.
-        lambda p, g: p - 7e-4 * g / (0.1 * np.abs(g) + 1e-5),
-        before,
-        gradient,
-    )
+    # After one step from zero RMSprop's v is 0.01 g^2; Adam's, corrected, is g^2.
+    root = 0.1 if optimizer == "rmsprop" else 1.0
+    expected = jax.tree.map(lambda p, g: p - 7e-4 * g / (root * np.abs(g) + 1e-5), before, gradient)
     pairs = zip(jax.tree.leaves(learner.learnt.actor), jax.tree.leaves(expected), strict=True)
     for ours, theirs in pairs:
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
