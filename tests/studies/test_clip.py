@@ -29,5 +29,5 @@ def test_command_draws(tmp_path, capsys) -> None:
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write to .*file"):
+    with pytest.raises(UserError, match=r"cannot write to .*file"):
         clip.run(clip.ClipConfig(), tmp_path / "file" / "clip")

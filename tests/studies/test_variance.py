@@ -61,7 +61,7 @@ class TestTable:
         assert reached == pytest.approx(0.5 * finite_mdp.best_return(table, 0.99), rel=0.05)
 
     def test_episodes_are_gymnasiums(self, table, policy) -> None:
-        """The return of sampled episodes is the solved one, and every transition is in the table."""
+        """Their mean return is the solved one, and every transition is in Gymnasium's table."""
         episodes = finite_mdp.sample(table, policy, 4000, np.random.default_rng(0))
         discounted = (GAMMA ** np.arange(len(episodes.reward))[:, None] * episodes.reward).sum(0)
         expected = table.start @ finite_mdp.values(table, policy, GAMMA)[0]

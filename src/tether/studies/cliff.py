@@ -108,7 +108,7 @@ def trainings(config: CliffConfig) -> list[Trial]:
 
 
 COMMON: Final = {
-    field: getattr(TRPOConfig(), field)
+    field: getattr(TRPOConfig.load({}), field)
     for field in (
         "num_envs",
         "steps_per_iteration",

@@ -50,8 +50,9 @@ def write(
 
 def _score(seeds: Sequence[Result]) -> dict[str, Any]:
     """Mean and population deviation over seeds; of those that diverged the end of their curve."""
-    finals = [float(r.get("final", r["last_100"])) for r in seeds]
-    tenths = [float(r["last_tenth"]) for r in seeds]
+    # None: it diverged before its first episode ended.
+    finals = [float(r.get("final", r["last_100"]) or 0.0) for r in seeds]
+    tenths = [float(r["last_tenth"] or 0.0) for r in seeds]
     return {
         "final": float(np.mean(finals)),
         "final_std": float(np.std(finals)),
