@@ -44,8 +44,8 @@ class Episodes(NamedTuple):
     alive: np.ndarray
 
 
-def table_of(env_id: str) -> Table:
-    """The transitions of a Gymnasium environment.
+def table_of(env_id: str, step_cost: float = 0.0) -> Table:
+    """The transitions of a Gymnasium environment, every step costing `step_cost`.
 
     Raises:
         UserError: no such environment, or one without a table.
@@ -65,7 +65,7 @@ def table_of(env_id: str) -> Table:
         for a in range(actions):
             for k, (p, follows, reward, done) in enumerate(env.P[s][a]):
                 chance[s, a, k], state[s, a, k] = p, follows
-                gain[s, a, k], end[s, a, k] = reward, done
+                gain[s, a, k], end[s, a, k] = reward - step_cost, done
     follows = np.zeros((states, actions, states))
     places = np.indices(shape)
     np.add.at(follows, (places[0], places[1], state), chance * ~end)
@@ -109,9 +109,10 @@ def best_return(table: Table, gamma: float) -> float:
 
 
 def half_way(table: Table, gamma: float) -> np.ndarray:
-    """Logits (S, A) by exact natural gradients, until the return is half of the best."""
+    """Logits (S, A) by exact natural gradients, half-way from the uniform policy's return."""
     logits = np.zeros(table.reward.shape)
-    goal = 0.5 * best_return(table, gamma)
+    start = float(table.start @ values(table, softmax(logits), gamma)[0])
+    goal = 0.5 * (start + best_return(table, gamma))
     for _ in range(100_000):
         policy = softmax(logits)
         v, q = values(table, policy, gamma)

@@ -11,8 +11,9 @@ Every weight w gives the same gradient in expectation:
     advantage       A(s_t, a_t) = Q - V, exact
 
 The ground is a Gymnasium environment with a table of transitions (FrozenLake), so Q, V and the true
-gradient are solved for, and both bias and variance can be told exactly. The policy is a softmax
-over a table of logits; it is measured untrained, and half-way to the best.
+gradient are solved for, and both bias and variance can be told exactly: once with its one reward at
+the goal, once with a cost of every step. The policy is a softmax over a table of logits; it is
+measured untrained, and half-way to the best.
 
 Source:
     Sutton et al., "Policy gradient methods" (2000), theorem 1; Schulman et al., "High-Dimensional
@@ -57,7 +58,9 @@ WEIGHTS: Final = {
     "baseline": "reward-to-go - V(s)",
     "advantage": "A(s, a) = Q - V",
 }
-POLICIES: Final = {"start": "untrained policy", "half-way": "half-way to the best policy"}
+POLICIES: Final = {"start": "untrained", "half-way": "half-way to the best"}
+ROWS: Final = 1024
+"""Episodes sampled side by side."""
 
 
 class VarianceConfig(Config):
@@ -65,12 +68,14 @@ class VarianceConfig(Config):
 
     env: str = "FrozenLake-v1"
     """Gymnasium id of an environment with a table of transitions, such as FrozenLake-v1."""
+    step_costs: tuple[float, ...] = (0.0, 0.1)
+    """What every step costs: 0 leaves FrozenLake its one reward at the goal."""
     gamma: float = Field(default=0.99, gt=0, lt=1)
     """Discount per step."""
     batch_sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
     """Episodes in a gradient estimate."""
-    estimates: int = Field(default=200, ge=2)
-    """Independent estimates at each batch size."""
+    episodes: int = Field(default=16_384, ge=2)
+    """Episodes of each policy; a batch size divides them into independent estimates."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Decides everything random."""
 
@@ -114,7 +119,7 @@ def _score_sums(
 def measure(settings: Mapping[str, Any], place: Path) -> Result:
     """A trial: for one policy, error and direction of the estimates at every batch size."""
     config = VarianceConfig.load({k: settings[k] for k in VarianceConfig.model_fields})
-    table = table_of(config.env)
+    table = table_of(config.env, settings["step_cost"])
     logits = np.zeros(table.reward.shape)
     if settings["policy"] == "half-way":
         logits = half_way(table, config.gamma)
@@ -122,15 +127,18 @@ def measure(settings: Mapping[str, Any], place: Path) -> Result:
     truth = true_gradient(table, policy, config.gamma)
     size = float(np.square(truth).sum())
     rng = np.random.default_rng(config.seed)
-    points: dict[str, list[dict[str, float]]] = {name: [] for name in WEIGHTS}
-    for batch_size in config.batch_sizes:
-        estimates: dict[str, list[np.ndarray]] = {name: [] for name in WEIGHTS}
-        for _ in range(config.estimates):
-            episodes = sample(table, policy, batch_size, rng)
-            for name, each in gradients(table, policy, episodes, config.gamma).items():
-                estimates[name].append(each.mean(0))
-        for name, several in estimates.items():
-            points[name].append({"batch_size": batch_size, **_quality(several, truth, size)})
+    each: dict[str, list[np.ndarray]] = {name: [] for name in WEIGHTS}
+    for start in range(0, config.episodes, ROWS):
+        episodes = sample(table, policy, min(ROWS, config.episodes - start), rng)
+        for name, found in gradients(table, policy, episodes, config.gamma).items():
+            each[name].append(found)
+    points: dict[str, list[dict[str, float]]] = {}
+    for name, parts in each.items():
+        flat = np.concatenate(parts).reshape(config.episodes, -1)
+        points[name] = [
+            {"batch_size": b, **_quality(_batches(flat, b), truth, size)}
+            for b in config.batch_sizes
+        ]
     v, _ = values(table, policy, config.gamma)
     return {
         "return": float(table.start @ v),
@@ -140,9 +148,15 @@ def measure(settings: Mapping[str, Any], place: Path) -> Result:
     }
 
 
-def _quality(estimates: Sequence[np.ndarray], truth: np.ndarray, size: float) -> dict[str, float]:
+def _batches(each: np.ndarray, size: int) -> np.ndarray:
+    """Means over disjoint batches of episodes: (E, P) to (E // size, P)."""
+    whole = len(each) // size * size
+    means: np.ndarray = each[:whole].reshape(-1, size, each.shape[1]).mean(1)
+    return means
+
+
+def _quality(several: np.ndarray, truth: np.ndarray, size: float) -> dict[str, float]:
     """Variance and squared bias in units of |grad J|^2, and the mean cosine with the truth."""
-    several = np.stack(estimates).reshape(len(estimates), -1)
     mean = several.mean(0)
     norms = np.linalg.norm(several, axis=-1) * size**0.5
     along = several @ truth.ravel()
@@ -161,16 +175,31 @@ def run(config: VarianceConfig, out: Path, *, workers: int = 2) -> dict[str, Any
         UserError: an environment without a table, or `out` holds a study with other settings.
     """
     table_of(config.env)
-    trials = [Trial(name, measure, {**config.dump(), "policy": name}) for name in POLICIES]
+    trials = [
+        Trial(f"{name}-{cost:g}", measure, {**config.dump(), "policy": name, "step_cost": cost})
+        for cost in config.step_costs
+        for name in POLICIES
+    ]
     results = run_trials(trials, out, workers=workers)
-    found = {"settings": config.dump(), "policies": results, "episodes_saved": saved(results)}
+    titles = {
+        f"{name}-{cost:g}": f"{label}, "
+        + (f"a step costs {cost:g}" if cost else "reward at the goal")
+        for cost in config.step_costs
+        for name, label in POLICIES.items()
+    }
+    found = {
+        "settings": config.dump(),
+        "titles": titles,
+        "policies": results,
+        "episodes_needed": needed(results),
+    }
     with replaced(out / "variance.json") as file:
         file.write(json.dumps(found, indent=1, allow_nan=False).encode() + b"\n")
     draw(found, out / "variance.png")
     return found
 
 
-def saved(results: Mapping[str, Result]) -> dict[str, dict[str, float]]:
+def needed(results: Mapping[str, Result]) -> dict[str, dict[str, float]]:
     """How many times the episodes of the advantage each weight needs for the same variance.
 
     The variance of a mean falls as 1 / B, so B times the variance is one number for every weight;
@@ -193,8 +222,11 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     os.environ.setdefault("MPLBACKEND", "Agg")
     from matplotlib import pyplot as plt
 
-    figure, panels = plt.subplots(2, 2, figsize=(9.5, 6.6), layout="constrained", sharex=True)
-    for column, (policy, title) in zip(panels.T, POLICIES.items(), strict=True):
+    titles = found["titles"]
+    figure, panels = plt.subplots(
+        2, len(titles), figsize=(3.6 * len(titles), 6.6), layout="constrained", squeeze=False
+    )
+    for column, (policy, title) in zip(panels.T, titles.items(), strict=True):
         result = found["policies"][policy]
         for (name, label), colour in zip(WEIGHTS.items(), COLOURS, strict=False):
             points = result["points"][name]
@@ -202,17 +234,19 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
             style = {"color": colour, "marker": "o", "ms": 3.5, "lw": 1.5, "label": label}
             column[0].plot(sizes, [p["variance"] for p in points], **style)
             column[1].plot(sizes, [p["cosine"] for p in points], **style)
-        column[0].set_xscale("log", base=2)
+        for axes in column:
+            axes.set_xscale("log", base=2)
         column[0].set_yscale("log")
         column[0].set_title(
-            f"{title}: return {result['return']:.3f} of {result['best']:.3f}", fontsize=10
+            f"{title}\nreturn {result['return']:.2f} of {result['best']:.2f}", fontsize=10
         )
         column[0].axhline(1.0, color="0.5", lw=0.8, ls=":")
         column[1].set_ylim(-0.05, 1.02)
         column[1].set_xlabel("episodes in a gradient estimate")
     panels[0, 0].set_ylabel("variance / squared length of the true gradient")
     panels[1, 0].set_ylabel("mean cosine with the true gradient")
-    panels[0, 1].legend(frameon=False, fontsize=9)
+    handles = panels[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=len(WEIGHTS), frameon=False)
     for axes in panels.flat:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -227,10 +261,10 @@ def show(found: Mapping[str, Any]) -> None:
 
     rows = Rows(title="episodes needed for the same variance, as a multiple of the advantage's")
     rows.add_column("weight of grad log pi")
-    for title in POLICIES.values():
+    for title in found["titles"].values():
         rows.add_column(title, justify="right")
     for name, label in WEIGHTS.items():
-        rows.add_row(label, *(f"{found['episodes_saved'][p][name]:,.1f}" for p in POLICIES))
+        rows.add_row(label, *(f"{found['episodes_needed'][p][name]:,.1f}" for p in found["titles"]))
     Console(stderr=True).print(rows)
 
 
