@@ -243,7 +243,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
         column[0].axhline(1.0, color="0.5", lw=0.8, ls=":")
         column[1].set_ylim(-0.05, 1.02)
         column[1].set_xlabel("episodes in a gradient estimate")
-    panels[0, 0].set_ylabel("variance / squared length of the true gradient")
+    panels[0, 0].set_ylabel("variance / |true gradient|^2")
     panels[1, 0].set_ylabel("mean cosine with the true gradient")
     handles = panels[0, 0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=len(WEIGHTS), frameon=False)
