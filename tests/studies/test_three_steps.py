@@ -71,7 +71,7 @@ def test_win_rate_counts_ties_half():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["study"], "study needs a name; known: frontier, three-steps"),
+        (["study"], "study needs a name; known: figure3, table1"),
         (["study", "frontir"], "unknown study 'frontir'; did you mean 'frontier'?"),
         (["study", "frontier", "--samples", "1"], "samples"),
         (["study", "three-steps", "--model", "nowhere"], "nowhere"),
