@@ -56,7 +56,7 @@ class CliffConfig(Config):
 
     env: str = "Hopper-v5"
     """Gymnasium id."""
-    steps: int = Field(default=300_000, ge=1)
+    steps: int = Field(default=200_000, ge=1)
     """Environment steps of each training."""
     seeds: int = Field(default=3, ge=1)
     """Trainings at each step size."""
