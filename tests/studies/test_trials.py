@@ -2,6 +2,10 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +26,12 @@ def fail(settings, place):
 
 def die(settings, place):
     os._exit(9)
+
+
+def linger(settings, place):
+    (place / "pid").write_text(str(os.getpid()))
+    time.sleep(60)
+    return {}
 
 
 def threads(settings, place):
@@ -113,3 +123,38 @@ def test_progress_names_what_is_done(tmp_path, capsys):
 def test_settings_lie_beside_the_result(tmp_path):
     run_trials([Trial("a", square, {"x": 3})], tmp_path, progress=False)
     assert json.loads(Path(tmp_path / "a" / "settings.json").read_text()) == {"x": 3}
+
+
+def test_a_killed_study_leaves_no_workers(tmp_path):
+    """Not even after SIGKILL, which the study's own process cannot answer."""
+    program = (
+        "from pathlib import Path; from test_trials import *\n"
+        "if __name__ == '__main__': run_trials("
+        f"[Trial(n, linger, {{}}) for n in 'ab'], Path({str(tmp_path)!r}), workers=2)"
+    )
+    (tmp_path / "study.py").write_text(program)
+    study = subprocess.Popen(
+        [sys.executable, str(tmp_path / "study.py")],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+    )
+    places = [tmp_path / name / "pid" for name in "ab"]
+    until(lambda: all(place.exists() and place.read_text() for place in places))
+    study.send_signal(signal.SIGKILL)
+    study.wait()
+    until(lambda: not any(alive(int(place.read_text())) for place in places))
+
+
+def until(condition, seconds=30):
+    for _ in range(10 * seconds):
+        if condition():
+            return
+        time.sleep(0.1)
+    pytest.fail(f"not so within {seconds} s")
+
+
+def alive(pid):
+    try:
+        # A process that has ended may still wait to be collected.
+        return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z"
+    except OSError:
+        return False

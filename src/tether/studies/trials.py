@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from tether.arguments import say
 from tether.errors import UserError
@@ -25,6 +27,9 @@ from tether.learning.durable import replaced
 Result: TypeAlias = dict[str, Any]
 TrialFunction: TypeAlias = Callable[[Mapping[str, Any], Path], Result]
 """A function of a module, from settings and a folder to a JSON-able result."""
+
+GRACE: Final = 60.0
+"""Seconds that an orphaned worker has for a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +94,11 @@ def _side_by_side(
     results: dict[str, Result] = {}
     # A forked copy of a process with threads may hang; a fresh one cannot.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_one_thread) as pool:
+    parent = os.getpid()
+    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(parent,)) as pool:
         began = time.monotonic()
         futures: dict[Future[Result], Trial] = {
-            pool.submit(_carry_out, trial, folder): trial for trial in trials
+            pool.submit(_work, trial, folder, parent): trial for trial in trials
         }
         left = set(futures)
         try:
@@ -165,7 +171,24 @@ def _read(path: Path) -> Any:
         raise UserError(f"cannot read {path}: {error}; remove it to do this trial again") from error
 
 
-def _one_thread() -> None:
+def _begin(parent: int) -> None:
     """Before anything heavy is imported: workers share the cores, and do not fight for them."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    """Ends this process soon after the study's: nobody would ask it for its result."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    # A training answers with a checkpoint, anything else with its end.
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os._exit(1)
+
+
+def _work(trial: Trial, folder: Path, parent: int) -> Result:
+    if os.getppid() != parent:
+        os._exit(1)
+    return _carry_out(trial, folder)
