@@ -140,11 +140,22 @@ def one_step(settings: Mapping[str, Any], place: Path) -> Result:
         pi_old = spec.distribution(old, data.observation)
         before = pi_old.log_prob(data.action)
 
-        def promise(flat: Any) -> Any:
-            pi = spec.distribution(unravel(flat), data.observation)
-            return objectives.surrogate(pi.log_prob(data.action) - before, advantage)
+        # The data are arguments: XLA would try to compute with constants beforehand.
+        @jax.jit
+        def surrogate(flat: Any, observation: Any, action: Any) -> Any:
+            pi = spec.distribution(unravel(flat), observation)
+            return objectives.surrogate(pi.log_prob(action) - before, advantage)
 
-        fisher = jax.jit(fisher_product(spec, old, data.observation))
+        @jax.jit
+        def product(parameters: Any, observation: Any, v: Any) -> Any:
+            return fisher_product(spec, parameters, observation)(v)
+
+        def promise(flat: Any) -> Any:
+            return surrogate(flat, data.observation, data.action)
+
+        def fisher(v: Any) -> Any:
+            return product(old, data.observation, v)
+
         gradient = jax.grad(promise)(theta)
         natural = objectives.conjugate_gradient(
             fisher, gradient, 20, damping=learner.config.damping
