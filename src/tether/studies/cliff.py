@@ -80,7 +80,10 @@ def run(config: CliffConfig, out: Path, *, workers: int = 2) -> dict[str, Any]:
     Raises:
         UserError: an unknown task, or `out` holds a study with other settings.
     """
-    one = Trial("one-step", one_step, config.dump())
+    decides = {"env", "climbed", "transitions", "lengths", "episodes"}
+    one = Trial(
+        "one-step", one_step, {name: v for name, v in config.dump().items() if name in decides}
+    )
     results = run_trials([one, *trainings(config)], out, workers=workers)
     return report.write(out, config.dump(), trainings(config), results)
 

@@ -108,7 +108,7 @@ def _one_step(axes: Any, found: Mapping[str, Any]) -> None:
     axes.set_title("one step from a policy half-way up", fontsize=10)
     axes.set_xlabel("length of the step: KL divergence to second order, nats")
     axes.set_ylabel("return of the new policy")
-    axes.legend(frameon=False, fontsize=9, loc="lower left")
+    axes.legend(frameon=False, fontsize=9, loc="center left")
 
 
 def show(found: Mapping[str, Any]) -> None:
