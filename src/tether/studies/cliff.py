@@ -19,19 +19,16 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import jax
 import numpy as np
-import tyro
 from jax import numpy as jnp
 from jax.flatten_util import ravel_pytree
 from pydantic import Field
 
 from tether import objectives
-from tether.arguments import parse, print_json, say
 from tether.control.critic import batch
 from tether.control.envs import make
 from tether.control.evaluation import evaluate
@@ -42,6 +39,7 @@ from tether.control.training import resume, train
 from tether.learning.config import Config
 from tether.learning.run import Run
 from tether.studies import cliff_report as report
+from tether.studies.command_line import carry_out
 from tether.studies.control_trials import training_trial
 from tether.studies.trials import Result, Trial, run_trials
 
@@ -223,26 +221,14 @@ def _earned(config: CliffConfig, policy: Policy, parameters: Any) -> dict[str, f
     }
 
 
-@dataclass(frozen=True)
-class Options:
-    """Steps too large and too small: the plain gradient against the trust region."""
-
-    out: Path = Path("runs/cliff")
-    """Folder of the study; an unfinished one is gone on with."""
-    workers: int = 2
-    """Trainings side by side."""
-    json: bool = False
-    """Print one JSON object as the last line of stdout."""
-    settings: Annotated[CliffConfig, tyro.conf.arg(name="settings")] = field(
-        default_factory=CliffConfig
-    )
-
-
 def command(arguments: Sequence[str]) -> None:
     """`tether study cliff`."""
-    options = parse(Options, arguments, prog="tether study cliff")
-    found = run(options.settings, options.out, workers=options.workers)
-    report.show(found)
-    say(f"figure: {options.out / 'cliff.png'}; table: {options.out / 'cliff.json'}")
-    if options.json:
-        print_json(found)
+    carry_out(
+        "cliff",
+        "Steps too large and too small: the plain gradient against the trust region.",
+        CliffConfig,
+        run,
+        report.show,
+        arguments,
+        workers="Trainings side by side.",
+    )

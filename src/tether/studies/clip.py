@@ -13,20 +13,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import tyro
 from pydantic import Field
 
 from tether import objectives
-from tether.arguments import parse, print_json, say
 from tether.errors import UserError
 from tether.learning.config import Config
 from tether.learning.durable import replaced
 from tether.learning.plots import COLOURS
+from tether.studies.command_line import carry_out
 
 
 class ClipConfig(Config):
@@ -137,24 +135,14 @@ def show(found: Mapping[str, Any]) -> None:
     Console(stderr=True).print(table)
 
 
-@dataclass(frozen=True)
-class Options:
-    """Draw the clipped surrogate for both signs of the advantage, the table's rows marked."""
-
-    out: Path = Path("runs/clip")
-    """Folder of the picture."""
-    json: bool = False
-    """Print one JSON object as the last line of stdout."""
-    settings: Annotated[ClipConfig, tyro.conf.arg(name="settings")] = field(
-        default_factory=ClipConfig
-    )
-
-
 def command(arguments: Sequence[str]) -> None:
     """`tether study clip`."""
-    options = parse(Options, arguments, prog="tether study clip")
-    found = run(options.settings, options.out)
-    show(found)
-    say(f"figure: {options.out / 'clip.png'}; table: {options.out / 'clip.json'}")
-    if options.json:
-        print_json(found)
+    carry_out(
+        "clip",
+        "Draw the clipped surrogate for both signs of the advantage, the table's rows marked.",
+        ClipConfig,
+        run,
+        show,
+        arguments,
+        out="Folder of the picture.",
+    )

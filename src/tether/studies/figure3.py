@@ -14,16 +14,14 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
-import tyro
 from pydantic import Field
 
-from tether.arguments import parse, print_json, say
 from tether.learning.config import Config
 from tether.studies import figure3_report as report
+from tether.studies.command_line import carry_out
 from tether.studies.control_trials import MUJOCO, training_trial
 from tether.studies.trials import Trial, run_trials
 
@@ -84,26 +82,14 @@ def trials(config: Figure3Config) -> list[Trial]:
     ]
 
 
-@dataclass(frozen=True)
-class Options:
-    """Reproduce figure 3 of the PPO paper: six methods on seven MuJoCo tasks."""
-
-    out: Path = Path("runs/figure3")
-    """Folder of the study; an unfinished one is gone on with."""
-    workers: int = 2
-    """Trainings side by side."""
-    json: bool = False
-    """Print one JSON object as the last line of stdout."""
-    settings: Annotated[Figure3Config, tyro.conf.arg(name="settings")] = field(
-        default_factory=Figure3Config
-    )
-
-
 def command(arguments: Sequence[str]) -> None:
     """`tether study figure3`."""
-    options = parse(Options, arguments, prog="tether study figure3")
-    found = run(options.settings, options.out, workers=options.workers)
-    report.show(found)
-    say(f"figure: {options.out / 'figure3.png'}; table: {options.out / 'figure3.json'}")
-    if options.json:
-        print_json(found)
+    carry_out(
+        "figure3",
+        "Reproduce figure 3 of the PPO paper: six methods on seven MuJoCo tasks.",
+        Figure3Config,
+        run,
+        report.show,
+        arguments,
+        workers="Trainings side by side.",
+    )

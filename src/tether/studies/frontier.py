@@ -17,15 +17,12 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import numpy as np
-import tyro
 from pydantic import Field
 
-from tether.arguments import parse, print_json, say
 from tether.language.generation import generate
 from tether.language.methods.best_of_n import (
     best_of_n_kl,
@@ -38,6 +35,7 @@ from tether.language.reviews import gold_scorer
 from tether.language.setup import load_reward_model
 from tether.studies import frontier_report as report
 from tether.studies import sentiment_runs as runs
+from tether.studies.command_line import carry_out
 from tether.studies.sentiment import (
     Measured,
     SentimentConfig,
@@ -224,26 +222,14 @@ def _watch(config: FrontierConfig, reference: LanguageModel, total: int) -> runs
     return runs.Watch(every, lambda policy: _measured(config, policy, reference).summary())
 
 
-@dataclass(frozen=True)
-class Options:
-    """Reproduce figure 2 (left) of the DPO paper: reward against divergence."""
-
-    out: Path = Path("runs/frontier")
-    """Folder of the study; an unfinished one is gone on with."""
-    workers: int = 2
-    """Policies that learn side by side, each on one core; 1 on a GPU."""
-    json: bool = False
-    """Print one JSON object as the last line of stdout."""
-    settings: Annotated[FrontierConfig, tyro.conf.arg(name="settings")] = field(
-        default_factory=FrontierConfig
-    )
-
-
 def command(arguments: Sequence[str]) -> None:
     """`tether study frontier`."""
-    options = parse(Options, arguments, prog="tether study frontier")
-    found = run(options.settings, options.out, workers=options.workers)
-    report.show(found)
-    say(f"figure: {options.out / 'frontier.png'}; table: {options.out / 'frontier.json'}")
-    if options.json:
-        print_json(found)
+    carry_out(
+        "frontier",
+        "Reproduce figure 2 (left) of the DPO paper: reward against divergence.",
+        FrontierConfig,
+        run,
+        report.show,
+        arguments,
+        workers="Policies that learn side by side, each on one core; 1 on a GPU.",
+    )

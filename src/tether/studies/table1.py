@@ -14,19 +14,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import numpy as np
-import tyro
 from pydantic import Field, field_validator
 
-from tether.arguments import parse, print_json, say
 from tether.control.envs import make
 from tether.learning.config import Config
 from tether.learning.durable import replaced
 from tether.learning.plots import COLOURS
+from tether.studies.command_line import carry_out
 from tether.studies.control_trials import MUJOCO, training_trial
 from tether.studies.published import TABLE_1, task
 from tether.studies.trials import Result, Trial, run_trials
@@ -230,26 +228,14 @@ def show(found: Mapping[str, Any]) -> None:
     Console(stderr=True).print(table)
 
 
-@dataclass(frozen=True)
-class Options:
-    """Reproduce table 1 of the PPO paper: surrogates with and without a clip or a penalty."""
-
-    out: Path = Path("runs/table1")
-    """Folder of the study; an unfinished one is gone on with."""
-    workers: int = 2
-    """Trainings side by side."""
-    json: bool = False
-    """Print one JSON object as the last line of stdout."""
-    settings: Annotated[Table1Config, tyro.conf.arg(name="settings")] = field(
-        default_factory=Table1Config
-    )
-
-
 def command(arguments: Sequence[str]) -> None:
     """`tether study table1`."""
-    options = parse(Options, arguments, prog="tether study table1")
-    found = run(options.settings, options.out, workers=options.workers)
-    show(found)
-    say(f"figure: {options.out / 'table1.png'}; table: {options.out / 'table1.json'}")
-    if options.json:
-        print_json(found)
+    carry_out(
+        "table1",
+        "Reproduce table 1 of the PPO paper: surrogates with and without a clip or a penalty.",
+        Table1Config,
+        run,
+        show,
+        arguments,
+        workers="Trainings side by side.",
+    )

@@ -17,15 +17,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import numpy as np
-import tyro
 from pydantic import Field
 
-from tether.arguments import parse, print_json, say
 from tether.language.methods.dpo_losses import DPOConfig
 from tether.language.models import LanguageModel
 from tether.language.setup import load_reward_model
@@ -33,6 +30,7 @@ from tether.learning.durable import replaced
 from tether.learning.plots import COLOURS
 from tether.studies import sentiment
 from tether.studies import sentiment_runs as runs
+from tether.studies.command_line import carry_out
 from tether.studies.sentiment import SentimentConfig, pairs_in
 from tether.studies.trials import Result, Trial, run_trials
 
@@ -207,29 +205,18 @@ def show(found: Mapping[str, Any]) -> None:
     console.print(texts)
 
 
-@dataclass(frozen=True)
-class Options:
-    """The three steps of InstructGPT, and DPO, in miniature and side by side."""
-
-    out: Path = Path("runs/three-steps")
-    """Folder of the study; an unfinished one is gone on with."""
-    workers: int = 2
-    """Policies that learn side by side, each on one core; 1 on a GPU."""
-    json: bool = False
-    """Print one JSON object as the last line of stdout."""
-    settings: Annotated[ThreeStepsConfig, tyro.conf.arg(name="settings")] = field(
-        default_factory=ThreeStepsConfig
-    )
-
-
 def command(arguments: Sequence[str]) -> None:
     """`tether study three-steps`."""
-    options = parse(Options, arguments, prog="tether study three-steps")
-    found = run(options.settings, options.out, workers=options.workers)
-    show(found)
-    say(f"runs, figure and numbers: {options.out}")
-    if options.json:
-        print_json(found)
+    carry_out(
+        "three-steps",
+        "The three steps of InstructGPT, and DPO, in miniature and side by side.",
+        ThreeStepsConfig,
+        run,
+        show,
+        arguments,
+        workers="Policies that learn side by side, each on one core; 1 on a GPU.",
+        left="runs, figure and numbers: {out}",
+    )
 
 
 def _policy(config: ThreeStepsConfig, name: str, place: Path) -> LanguageModel:

@@ -25,19 +25,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import numpy as np
-import tyro
 from pydantic import Field
 
 from tether import objectives
-from tether.arguments import parse, print_json, say
 from tether.learning.config import Config
 from tether.learning.durable import replaced
 from tether.learning.plots import COLOURS
+from tether.studies.command_line import carry_out
 from tether.studies.finite_mdp import (
     Episodes,
     Table,
@@ -268,26 +266,14 @@ def show(found: Mapping[str, Any]) -> None:
     Console(stderr=True).print(rows)
 
 
-@dataclass(frozen=True)
-class Options:
-    """Measure the variance of the policy gradient under each of the lecture's weights."""
-
-    out: Path = Path("runs/variance")
-    """Folder of the study; an unfinished one is gone on with."""
-    workers: int = 2
-    """Policies measured side by side."""
-    json: bool = False
-    """Print one JSON object as the last line of stdout."""
-    settings: Annotated[VarianceConfig, tyro.conf.arg(name="settings")] = field(
-        default_factory=VarianceConfig
-    )
-
-
 def command(arguments: Sequence[str]) -> None:
     """`tether study variance`."""
-    options = parse(Options, arguments, prog="tether study variance")
-    found = run(options.settings, options.out, workers=options.workers)
-    show(found)
-    say(f"figure: {options.out / 'variance.png'}; table: {options.out / 'variance.json'}")
-    if options.json:
-        print_json(found)
+    carry_out(
+        "variance",
+        "Measure the variance of the policy gradient under each of the lecture's weights.",
+        VarianceConfig,
+        run,
+        show,
+        arguments,
+        workers="Policies measured side by side.",
+    )
