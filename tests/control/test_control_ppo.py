@@ -26,6 +26,7 @@ QUICK: dict[str, Any] = {
     "anneal": False,
     "gamma": 0.5,
     "hidden": (32,),
+    "initial_log_std": -1.0,
 }
 TINY: dict[str, Any] = {
     "num_envs": 4,

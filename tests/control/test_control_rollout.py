@@ -157,6 +157,18 @@ def test_episodes_are_counted_as_gymnasium_counts_them(env: str) -> None:
     np.testing.assert_allclose(sorted(ours), sorted(theirs), rtol=1e-6, atol=1e-6)
 
 
+def test_episodes_cut_short_to_stagger_are_not_counted() -> None:
+    settings = {"num_envs": 4, "steps_per_iteration": 80, "minibatch_size": 80}
+    limit = {"max_episode_steps": 10}
+    for stagger, lengths in ((True, [10] * 5), (False, [10] * 8)):
+        config = PPOConfig(**{**SMALL, **settings, "stagger": stagger})
+        env = make("Reacher-v5", 4, **limit)
+        rollout = PPO(config, env, seed=3, total_steps=1000).collector.collect(20)
+        # Truncated after 3, 5, 8 and 10 steps, and every 10 from there: 4 + 4, or 3 fewer to tell.
+        assert rollout.truncated.sum() == 8
+        assert rollout.episode_lengths.tolist() == lengths
+
+
 # Two environments and eight steps to a rollout: steps 8 and 16 are the last of theirs, and the
 # episode of ten steps is cut at step 10, so its observation is seen by no policy.
 @pytest.mark.parametrize("at", [1, 8, 10, 13])

@@ -32,6 +32,8 @@ class OnPolicyConfig(PolicyConfig):
     """Widths of the tanh layers of the policy and of the value network, which are separate."""
     normalize_reward: bool = True
     """Divide rewards by the running standard deviation of the discounted return."""
+    stagger: bool = True
+    """Cut the environments' first episodes at different times, so that they do not run in step."""
 
     @model_validator(mode="after")
     def _whole_steps(self) -> Self:
@@ -60,7 +62,7 @@ class OnPolicyLearner(PolicyLearner):
         scaler = RewardScaler(env.num_envs, config.gamma) if config.normalize_reward else None
         self.collector = Collector(env, self.policy, self._acting, scaler)
         self.init(weights)
-        self.collector.reset(seed)
+        self.collector.reset(seed, stagger=config.stagger)
 
     @classmethod
     def environments(cls, config: Any) -> int:

@@ -23,7 +23,13 @@ from tether.control.envs.arrays import (
     observation_writer,
     policy_space,
 )
-from tether.control.envs.protocol import Step, check_seed, check_state
+from tether.control.envs.protocol import (
+    NO_LIMIT,
+    Step,
+    check_seed,
+    check_state,
+    first_limits,
+)
 from tether.errors import BadEnvironmentError, UserError
 
 
@@ -99,16 +105,21 @@ class GymnasiumVectorEnv:
         self._returns = np.zeros(self.num_envs)
         self._seeds: list[int] = []
         self._episodes = np.zeros(self.num_envs, np.int64)
+        # Where the running episodes are cut, beside what the environments do themselves.
+        self._limits = np.full(self.num_envs, NO_LIMIT)
         # Per environment, the actions since its last reset.
         self._actions: list[list[Array]] = [[] for _ in envs]
 
-    def reset(self, seed: int) -> Array:
+    def reset(self, seed: int, *, stagger: bool = False) -> Array:
         """Begin anew, environment i with seed + i; returns the observation (N, *obs)."""
         seed = check_seed(seed)
         self._seeds = [seed + i for i in range(self.num_envs)]
         self._episodes[...] = 0
         for i in range(self.num_envs):
             self._begin(i)
+        spec = self._envs[0].spec
+        if stagger and spec is not None and spec.max_episode_steps:
+            self._limits[...] = first_limits(spec.max_episode_steps, self.num_envs)
         return self._observation
 
     def step(self, action: Array) -> Step:
@@ -144,6 +155,7 @@ class GymnasiumVectorEnv:
             "seeds": np.array(self._seeds, np.uint64),
             "episodes": self._episodes.copy(),
             "lengths": np.array([len(episode) for episode in self._actions], np.int64),
+            "limits": self._limits.copy(),
             "actions": np.array(actions, self.action_space.dtype).reshape(len(actions), *shape),
             "returns": self._returns.copy(),
             "observation": self._observation.copy(),
@@ -165,6 +177,7 @@ class GymnasiumVectorEnv:
             "seeds": np.empty(self.num_envs, np.uint64),
             "episodes": self._episodes,
             "lengths": self._episodes,
+            "limits": self._limits,
             "actions": np.empty((total, *(self.action_space.shape or ())), self.action_space.dtype),
             "returns": self._returns,
             "observation": self._observation,
@@ -174,6 +187,7 @@ class GymnasiumVectorEnv:
         self._episodes[...] = state["episodes"]
         actions = np.split(np.array(state["actions"]), np.cumsum(lengths)[:-1])
         lost = [i for i in range(self.num_envs) if not self._replay(i, actions[i], state)]
+        self._limits[...] = state["limits"]
         if lost:
             warnings.warn(
                 f"{self.id} is not deterministic: environments {lost} did not come back to their "
@@ -213,6 +227,7 @@ class GymnasiumVectorEnv:
             raise BadEnvironmentError(f"{self.id}: at reset {problem}")
         self._actions[i] = []
         self._returns[i] = 0.0
+        self._limits[i] = NO_LIMIT
 
     def _step_one(self, i: int, action: Any) -> bool:
         """Step environment i, write what it gave into row i; whether its episode ended."""
@@ -230,6 +245,7 @@ class GymnasiumVectorEnv:
         self._returns[i] += self._reward[i]
         ended = terminated if type(terminated) is bool else self._flag("terminated", terminated)
         cut = truncated if type(truncated) is bool else self._flag("truncated", truncated)
+        cut = cut or len(self._actions[i]) >= self._limits[i]
         self._terminated[i], self._truncated[i] = ended, cut
         return ended or cut
 

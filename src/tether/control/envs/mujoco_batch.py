@@ -23,7 +23,13 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from tether.control.envs import mujoco_fixed, mujoco_planar, mujoco_spatial
 from tether.control.envs.arrays import Array, Space, action_batch, policy_space
 from tether.control.envs.mujoco_task import Task
-from tether.control.envs.protocol import Step, check_seed, check_state
+from tether.control.envs.protocol import (
+    NO_LIMIT,
+    Step,
+    check_seed,
+    check_state,
+    first_limits,
+)
 from tether.errors import UserError
 
 # By class, not by id: a re-registered id may be anything, and a subclass may change the rules.
@@ -102,11 +108,13 @@ class MujocoVectorEnv:
         self._truncated = np.zeros(num_envs, bool)
         self._ended = np.zeros(num_envs, bool)
 
-    def reset(self, seed: int) -> Array:
+    def reset(self, seed: int, *, stagger: bool = False) -> Array:
         """Begin anew, environment i with seed + i; returns the observation (N, D)."""
         seed = check_seed(seed)
         self._generators = [seeding.np_random(seed + i)[0] for i in range(self.num_envs)]
         self._begin(np.arange(self.num_envs, dtype=np.int32))
+        if stagger and self._limit[0] < NO_LIMIT:
+            self._elapsed[...] = self._limit - first_limits(int(self._limit[0]), self.num_envs)
         return self._observation
 
     def step(self, action: Array) -> Step:
@@ -185,7 +193,7 @@ def _time_limit(env: gymnasium.Env[Any, Any]) -> int:
             assert env.spec is not None
             return int(env.spec.max_episode_steps or 0)
         env = env.env
-    return int(np.iinfo(np.int64).max)
+    return NO_LIMIT
 
 
 def _generator_words(generator: np.random.Generator) -> Array:

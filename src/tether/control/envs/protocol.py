@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
 
 from tether.control.envs.arrays import Array
 from tether.errors import UserError
+
+
+NO_LIMIT: Final = int(np.iinfo(np.int64).max)
+"""Steps of an episode that no time limit cuts."""
 
 
 class Step(NamedTuple):
@@ -55,8 +59,13 @@ class VectorEnv(Protocol):
     action_space: gymnasium.Space[Any]
     source_observation_space: gymnasium.Space[Any]
 
-    def reset(self, seed: int) -> Array:
-        """Begin anew: environment i is seeded with seed + i. Returns the (N, *obs) observation."""
+    def reset(self, seed: int, *, stagger: bool = False) -> Array:
+        """Begin anew: environment i is seeded with seed + i. Returns the (N, *obs) observation.
+
+        With `stagger`, a time limit of L steps truncates the first episode of environment i after
+        :func:`first_limits` steps, so that N environments do not pass through their episodes in
+        step. Environments without a time limit are left alone.
+        """
         ...
 
     def step(self, action: Array) -> Step:
@@ -74,6 +83,11 @@ class VectorEnv(Protocol):
     def close(self) -> None:
         """Release what the environments hold."""
         ...
+
+
+def first_limits(limit: int, num_envs: int) -> Array:
+    """Where staggered first episodes end: ceil(limit (i + 1) / N) of environment i, (N,) int64."""
+    return -(-limit * np.arange(1, num_envs + 1, dtype=np.int64) // num_envs)
 
 
 def check_state(

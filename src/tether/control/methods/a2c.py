@@ -125,6 +125,7 @@ class A2C(OnPolicyLearner):
             "initial_log_std": 0.0,
             "normalize_observation": True,
             "normalize_reward": True,
+            "stagger": True,
             "learning_rate": 7e-4,
             "anneal": True,
             "optimizer": "rmsprop",

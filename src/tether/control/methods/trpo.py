@@ -81,6 +81,7 @@ class TRPO(OnPolicyLearner):
             "initial_log_std": 0.0,
             "normalize_observation": True,
             "normalize_reward": False,
+            "stagger": True,
             "max_kl": 0.01,
             "conjugate_gradient_iterations": 10,
             "damping": 0.1,
