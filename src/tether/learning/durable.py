@@ -1,11 +1,12 @@
 """Files that are either the old one or the whole new one, whatever happens in between."""
 
 import errno
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 from tether.errors import RunError
 
@@ -37,6 +38,17 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError):
             raise write_error(path, error) from error
         raise
+
+
+def write_json(path: Path, content: Mapping[str, Any], *, indent: int | None = 1) -> None:
+    """Writes ``content`` as one JSON object, whole or not at all.
+
+    Raises:
+        RunError: the file cannot be written.
+        ValueError: a number is NaN or infinite, which JSON does not know.
+    """
+    with replaced(path) as file:
+        file.write(json.dumps(content, indent=indent, allow_nan=False).encode() + b"\n")
 
 
 def write_error(path: Path, error: OSError) -> RunError:

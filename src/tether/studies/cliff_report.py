@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from tether.learning.durable import replaced
+from tether.learning.durable import write_json
 from tether.learning.plots import COLOURS
 from tether.studies.trials import Result, Trial
 
@@ -36,8 +35,7 @@ def write(
             for method, sizes in sweeps.items()
         },
     }
-    with replaced(out / "cliff.json") as file:
-        file.write(json.dumps(found, indent=1, allow_nan=False).encode() + b"\n")
+    write_json(out / "cliff.json", found)
     draw(found, out / "cliff.png")
     return found
 

@@ -10,7 +10,6 @@ Source:
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from pydantic import Field
 from tether import objectives
 from tether.errors import UserError
 from tether.learning.config import Config
-from tether.learning.durable import replaced
+from tether.learning.durable import write_json
 from tether.learning.plots import COLOURS
 from tether.studies.command_line import carry_out
 
@@ -43,8 +42,7 @@ def run(config: ClipConfig, out: Path) -> dict[str, Any]:
     found = {"settings": config.dump(), "rows": rows(config.epsilon)}
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with replaced(out / "clip.json") as file:
-            file.write(json.dumps(found, indent=1).encode() + b"\n")
+        write_json(out / "clip.json", found)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
     draw(found, out / "clip.png")

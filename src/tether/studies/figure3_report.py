@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from tether.learning.durable import replaced
+from tether.learning.durable import write_json
 from tether.learning.plots import COLOURS, step_label
 from tether.studies.control_trials import by_cell
 from tether.studies.published import PAPER, REWARD_CHANGES, SOURCES, task
@@ -42,8 +41,7 @@ def write(
         },
         "trials": {t.name: {"settings": dict(t.settings), **results[t.name]} for t in trials},
     }
-    with replaced(out / "figure3.json") as file:
-        file.write(json.dumps(found, allow_nan=False).encode() + b"\n")
+    write_json(out / "figure3.json", found, indent=None)
     draw(found, out / "figure3.png")
     return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tether.learning.durable import replaced
+from tether.learning.durable import write_json
 from tether.learning.plots import COLOURS
 
 SERIES: Final = {
@@ -52,8 +51,7 @@ def write(
         ),
         "greatest_gold": {n: max(p["gold"] for p in points) for n, points in series.items()},
     }
-    with replaced(out / "frontier.json") as file:
-        file.write(json.dumps(found, indent=1, allow_nan=False).encode() + b"\n")
+    write_json(out / "frontier.json", found)
     draw(found, out / "frontier.png")
     return found
 

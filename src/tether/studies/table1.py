@@ -11,7 +11,6 @@ Source:
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from pydantic import Field, field_validator
 
 from tether.control.envs import make
 from tether.learning.config import Config
-from tether.learning.durable import replaced
+from tether.learning.durable import write_json
 from tether.learning.plots import COLOURS
 from tether.studies.command_line import carry_out
 from tether.studies.control_trials import MUJOCO, training_trial
@@ -92,8 +91,7 @@ def run(config: Table1Config, out: Path, *, workers: int = 2) -> dict[str, Any]:
     random = run_trials(begin, out)
     results = run_trials([trial for trial, _ in chosen], out, workers=workers)
     found = gather(config, random, chosen, results)
-    with replaced(out / "table1.json") as file:
-        file.write(json.dumps(found, allow_nan=False).encode() + b"\n")
+    write_json(out / "table1.json", found, indent=None)
     draw(found, out / "table1.png")
     return found
 

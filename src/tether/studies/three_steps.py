@@ -14,7 +14,6 @@ Source:
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from pydantic import Field
 from tether.language.methods.dpo_losses import DPOConfig
 from tether.language.models import LanguageModel
 from tether.language.setup import load_reward_model
-from tether.learning.durable import replaced
+from tether.learning.durable import write_json
 from tether.learning.plots import COLOURS
 from tether.studies import sentiment
 from tether.studies import sentiment_runs as runs
@@ -75,8 +74,7 @@ def run(config: ThreeStepsConfig, out: Path, *, workers: int = 2) -> dict[str, A
         "reward_model_accuracy": results["reward"]["accuracy"],
         **results["judgement"],
     }
-    with replaced(out / "three-steps.json") as file:
-        file.write(json.dumps(found, indent=1, allow_nan=False).encode() + b"\n")
+    write_json(out / "three-steps.json", found)
     draw(found, out / "three-steps.png")
     return found
 

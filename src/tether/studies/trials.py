@@ -22,7 +22,7 @@ from typing import Any, Final, TypeAlias
 
 from tether.arguments import say
 from tether.errors import UserError
-from tether.learning.durable import replaced
+from tether.learning.durable import write_json
 
 Result: TypeAlias = dict[str, Any]
 TrialFunction: TypeAlias = Callable[[Mapping[str, Any], Path], Result]
@@ -151,17 +151,12 @@ def _carry_out(trial: Trial, folder: Path) -> Result:
     place = folder / trial.name
     try:
         place.mkdir(parents=True, exist_ok=True)
-        _write(place / "settings.json", trial.settings)
+        write_json(place / "settings.json", trial.settings)
     except OSError as error:
         raise UserError(f"cannot write to {place}: {error.strerror or error}") from error
     result = trial.function(trial.settings, place)
-    _write(place / "result.json", result)
+    write_json(place / "result.json", result)
     return result
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    with replaced(path) as file:
-        file.write(json.dumps(content, indent=2, allow_nan=False).encode() + b"\n")
 
 
 def _read(path: Path) -> Any:

@@ -22,7 +22,6 @@ Source:
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +32,7 @@ from pydantic import Field
 
 from tether import objectives
 from tether.learning.config import Config
-from tether.learning.durable import replaced
+from tether.learning.durable import write_json
 from tether.learning.plots import COLOURS
 from tether.studies.command_line import carry_out
 from tether.studies.finite_mdp import (
@@ -191,8 +190,7 @@ def run(config: VarianceConfig, out: Path, *, workers: int = 2) -> dict[str, Any
         "policies": results,
         "episodes_needed": needed(results),
     }
-    with replaced(out / "variance.json") as file:
-        file.write(json.dumps(found, indent=1, allow_nan=False).encode() + b"\n")
+    write_json(out / "variance.json", found)
     draw(found, out / "variance.png")
     return found
 

@@ -11,7 +11,6 @@ import numpy as np
 from tether.control.envs.arrays import Array
 from tether.errors import UserError
 
-
 NO_LIMIT: Final = int(np.iinfo(np.int64).max)
 """Steps of an episode that no time limit cuts."""
 
