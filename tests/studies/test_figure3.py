@@ -57,6 +57,16 @@ def test_other_settings_are_refused(study) -> None:
         figure3.run(config.model_copy(update={"steps": 8192}), out, workers=1)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [({"methods": ("ppo", "cme")}, "'cme'.*'cem'"), ({"envs": ("Hoper-v5",)}, "Hoper.*Hopper-v5")],
+)
+def test_a_mistyped_name_is_told_before_anything_is_written(tmp_path, wrong, said) -> None:
+    with pytest.raises(UserError, match=said):
+        figure3.run(figure3.Figure3Config(**wrong), tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+
+
 def test_a_training_that_diverges_is_counted_with_what_it_had(tmp_path) -> None:
     trial = control_trials.training_trial(
         "wild",

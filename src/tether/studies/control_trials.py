@@ -10,6 +10,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from tether.control.envs.vector import make_one
+from tether.control.methods import find_method
 from tether.control.training import evaluate_run, resume, train
 from tether.errors import NonFiniteError
 from tether.learning.metrics import read_metrics
@@ -63,6 +65,18 @@ def training_trial(
         "settings": settings,
     }
     return Trial(name, learn, chosen)
+
+
+def check_names(methods: Sequence[str], envs: Sequence[str]) -> None:
+    """Raise before anything is trained or written if a method or an environment is unknown.
+
+    Raises:
+        UserError: it names the unknown one and what was perhaps meant.
+    """
+    for method in methods:
+        find_method(method)
+    for env in envs:
+        make_one(env).close()
 
 
 def learn(settings: Mapping[str, Any], place: Path) -> Result:

@@ -24,7 +24,7 @@ from tether.learning.config import Config
 from tether.learning.durable import write_json
 from tether.learning.plots import COLOURS
 from tether.studies.command_line import carry_out
-from tether.studies.control_trials import MUJOCO, training_trial
+from tether.studies.control_trials import MUJOCO, check_names, training_trial
 from tether.studies.published import TABLE_1, task
 from tether.studies.trials import Result, Trial, run_trials
 
@@ -83,6 +83,7 @@ def run(config: Table1Config, out: Path, *, workers: int = 2) -> dict[str, Any]:
     Raises:
         UserError: an unknown task, or `out` holds a training with other settings.
     """
+    check_names((), config.envs)
     begin = [
         Trial(f"random-{env}", random_policy, {"env": env, "episodes": config.random_episodes})
         for env in config.envs
