@@ -43,6 +43,8 @@ def check_vector_env(env: VectorEnv, steps: int = 200, seed: int = 0) -> int:
     first = _copied(env.reset(seed))
     _check_array(env, "reset", first, (env.num_envs, *seen.shape), seen.dtype)
     _check(env, _same(first, env.reset(seed)), "two resets with one seed differ")
+    staggered = env.reset(seed, stagger=True)
+    _check(env, _same(first, staggered), "a staggered reset must begin as a plain one does")
     if env.num_envs > 1:
         shifted = env.reset(seed + 1)
         _check(
