@@ -127,27 +127,34 @@ def on_one_grid(curves: Sequence[np.ndarray], points: int = 200) -> tuple[np.nda
 
 def show(found: Mapping[str, Any]) -> None:
     """The table on stderr: a row for each task and method, with what others published."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     steps = step_label(found["settings"]["steps"])
-    table = Table(title=f"return after {steps} steps, {found['settings']['seeds']} seeds")
-    for heading in ("task", "method"):
-        table.add_column(heading)
-    for heading in ("evaluated", "curve's last tenth", *(s["title"] for s in found["sources"])):
-        table.add_column(heading, justify="right")
+    title = f"return after {steps} steps, {found['settings']['seeds']} seeds"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("task", overflow="fold")
+    table.add_column("method")
+    for heading in ("evaluated", "last tenth", *(s["heading"] for s in found["sources"])):
+        table.add_column(heading, justify="right", no_wrap=True)
     for env, methods in found["scores"].items():
         for method, score in methods.items():
             others = [s["scores"].get(task(env), {}).get(method) for s in found["sources"]]
             table.add_row(
-                env,
+                env if method == next(iter(methods)) else "",
                 method,
                 f"{number(score['final'])} ± {number(score['final_std'])}",
-                f"{number(score['last_tenth'])} ± {number(score['last_tenth_std'])}",
+                number(score["last_tenth"]),
                 *(number(other) if other is not None else "" for other in others),
+                end_section=method == list(methods)[-1],
             )
     console = Console(stderr=True)
     console.print(table)
+    console.print(
+        "evaluated: whole episodes of the last policy, most probable actions; last tenth: of the "
+        "learning curve, with sampled ones."
+    )
     for source in found["sources"]:
         console.print(
             f"{source['title']}: {source['versions']}, {source['seeds']} seeds, {source['score']}."

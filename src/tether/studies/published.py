@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 class Source(NamedTuple):
     """Where scores come from, and what a score means there."""
 
+    heading: str
     title: str
     versions: str
     seeds: str
@@ -20,6 +21,7 @@ class Source(NamedTuple):
 
 
 PAPER: Final = Source(
+    "paper",
     "PPO paper, figure 3",
     "v1",
     "3",
@@ -52,6 +54,7 @@ PAPER: Final = Source(
 """Schulman et al., "Proximal Policy Optimization Algorithms" (2017), figure 3."""
 
 BASELINES: Final = Source(
+    "Baselines",
     "OpenAI Baselines",
     "v2",
     "6",
@@ -69,6 +72,7 @@ BASELINES: Final = Source(
 """openai/baselines, benchmarks_mujoco1M.htm: ppo2 and trpo_mpi."""
 
 TIANSHOU: Final = Source(
+    "Tianshou",
     "Tianshou",
     "v2, v3",
     "10",
