@@ -88,7 +88,10 @@ def test_every_action_space_is_solved(method: str, kind: str) -> None:
     ("method", "settings"),
     [
         ("reinforce", {"learning_rate": 0.01, "steps_per_iteration": 2048}),
-        ("vpg", {"steps_per_iteration": 512, "kl_target": 0.02, "learning_rate": 0.01}),
+        (
+            "vpg",
+            {"steps_per_iteration": 512, "kl_target": 0.02, "learning_rate": 0.01, "gamma": 0.99},
+        ),
         ("a2c", {"num_envs": 8, "learning_rate": 3e-3}),
         ("a2c-tr", {"num_envs": 8, "learning_rate": 3e-3}),
         ("trpo", {"num_envs": 8, "max_kl": 0.03}),

@@ -43,11 +43,15 @@ the rule would raise its step size for ever; the next surprise would then throw 
 class VPGConfig(CriticConfig):
     """Settings of the vanilla policy gradient."""
 
+    steps_per_iteration: int = Field(1024, ge=1)
+    """Transitions in each step. More make each step better and steps fewer (usual: 1024-8192)."""
+    gamma: float = Field(0.995, ge=0, le=1)
+    """Discount factor. Raising it looks further ahead and adds variance (usual: 0.98-0.999)."""
     initial_log_std: float = -0.5
     """Log standard deviation every Box action starts with. Raising it explores more."""
     learning_rate: float = Field(3e-3, gt=SMALLEST_STEP, le=LARGEST_STEP)
     """Adam's step size for the policy at the start; after that `kl_target` decides."""
-    kl_target: float = Field(0.005, gt=0)
+    kl_target: float = Field(0.01, gt=0)
     """KL divergence wanted of an update, in nats. Raising it learns faster until steps fail."""
     adaptive: bool = True
     """Adjust the step size; otherwise it stays what it is."""
