@@ -24,7 +24,7 @@ def write(
         for t, (seen, done) in enumerate(zip(observations, actions, strict=True)):
             row, last = np.asarray(seen)[None], np.array([t == len(observations) - 1])
             recorder.before(row, np.asarray(done)[None])
-            step = Step(row, np.ones(1), last, np.zeros(1, bool), row)
+            step = Step(row, np.ones(1), last, np.zeros(1, bool), row, np.zeros(1, bool))
             recorder.after(step, np.ones(1, bool))
     recorder.save(env="Known", source_space=observation_space, head=action_head(action_space))
     return folder

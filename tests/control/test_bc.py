@@ -272,6 +272,48 @@ def test_minari_datasets_are_read(
         load_demonstrations(folder, env.observation_space, head)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:minari")
+@pytest.mark.parametrize("shapes", [[(1,)], [(3,)], [(2,), (3,)]])
+def test_minari_actions_of_another_shape_are_refused(
+    shapes: list[tuple[int, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    import minari
+    from minari.data_collector import EpisodeBuffer
+
+    see, act = spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,))
+    buffers = [
+        EpisodeBuffer(
+            id=n, observations=np.zeros((5, 3), np.float32), actions=np.zeros((4, *shape)),
+            rewards=[0.0] * 4, terminations=[False] * 4, truncations=[False] * 3 + [True], infos={},
+        )
+        for n, shape in enumerate(shapes)
+    ]  # fmt: skip
+    minari.create_dataset_from_buffers(
+        "odd/actions-v0", buffers, observation_space=see, action_space=act, data_format="hdf5",
+        algorithm_name="known", author="known", author_email="known@example.org",
+        code_permalink="https://example.org",
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"action of episode \d has shape \(\d,\).* \(2,\)"):
+        load_demonstrations(tmp_path / "odd" / "actions-v0", see, action_head(act))
+
+
+def test_actions_out_of_their_bounds_are_refused(tmp_path: Path) -> None:
+    see, act = spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,))
+
+    def folder(name: str, greatest: float) -> Path:
+        actions = np.zeros((5, 2), np.float32)
+        actions[3, 1] = greatest
+        return write(tmp_path / name, see, act, [(np.zeros((5, 3), np.float32), actions)] * 2)
+
+    load_demonstrations(folder("rounded", 1 + 1e-7), see, action_head(act))
+    with pytest.raises(
+        UserError, match=r"action 3 of episode 0 is \[.*7.*outside of Box"
+    ) as caught:
+        load_demonstrations(folder("wild", 7.0), see, action_head(act))
+    assert "\n" not in str(caught.value)
+
+
 def test_batches_of_nested_observations_are_flattened_row_by_row() -> None:
     space = spaces.Dict({
         "a": spaces.Discrete(3, start=2),

@@ -109,10 +109,12 @@ def test_the_extra_noise_decays_to_none() -> None:
     [
         (Chain, 12, BEST),
         (functools.partial(Copy, spaces.Discrete(3)), 15, 0.95 * 16),
+        (functools.partial(Copy, spaces.MultiDiscrete([3, 2])), 15, 0.95 * 16),
+        (functools.partial(Copy, spaces.MultiBinary(3)), 15, 0.95 * 16),
         (functools.partial(Copy, spaces.Box(-1, 1)), 12, 0.95 * 16),
         ("CartPole-v1", 6, 475),
     ],
-    ids=["chain", "Discrete", "Box", "CartPole"],
+    ids=["chain", "Discrete", "MultiDiscrete", "MultiBinary", "Box", "CartPole"],
 )
 def test_it_is_solved_by_the_mean(env: Env, generations: int, least: float) -> None:
     learner = learner_of(env, population=32, extra_generations=10)

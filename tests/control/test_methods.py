@@ -1,4 +1,4 @@
-"""REINFORCE, VPG, A2C, A2C-TR, TRPO and PPO-KL: each learns, repeats itself and resumes."""
+"""The on-policy methods: each learns, repeats itself and resumes."""
 
 import functools
 from pathlib import Path
@@ -65,6 +65,8 @@ QUICK: dict[str, dict[str, Any]] = {
     "trpo": {**SMALL, "max_kl": 0.05},
     "ppo-kl": {**SMALL, "learning_rate": 3e-3, "anneal": False, "kl_target": 0.03},
 }
+# Its own file has the rest of its tests.
+PPO: dict[str, Any] = {**SMALL, "learning_rate": 3e-3, "anneal": False}
 SPACES: dict[str, spaces.Space] = {
     "Box": spaces.Box(-1, 1, (2,)),
     "MultiBinary": spaces.MultiBinary(3),
@@ -111,13 +113,14 @@ def test_cartpole_is_learnt_within_60_000_steps(method: str, settings: dict[str,
 
 def on_chain(method: str, *, seed: int = 1, **settings: Any) -> OnPolicyLearner:
     """A learner on the chain; those of equal settings share what is compiled."""
-    usual = {**QUICK[method], "gamma": 0.95, "normalize_observation": False}
+    usual = {**QUICK.get(method, PPO), "gamma": 0.95, "normalize_observation": False}
     return learner_of(method, Chain, seed=seed, **{**usual, **settings})
 
 
 CHAIN: list[tuple[str, dict[str, Any]]] = [
     *((method, {}) for method in QUICK),
     *(("reinforce", {"weight": weight}) for weight in ("return", "baseline")),
+    ("ppo", {}),
 ]
 
 
@@ -173,7 +176,7 @@ def test_what_cannot_be_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("method", ["a2c", "a2c-tr", "trpo", "ppo-kl"])
+@pytest.mark.parametrize("method", ["vpg", "a2c", "a2c-tr", "trpo", "ppo", "ppo-kl"])
 def test_the_paper_preset_names_every_field(method: str) -> None:
     learner = find_method(method)
     assert learner.presets["paper"].keys() == learner.config_class.model_fields.keys()

@@ -90,7 +90,12 @@ def test_the_first_step_of_a2c_is_its_optimizers_up_the_policy_gradient(optimize
         max_grad_norm=None,
         learning_rate=7e-4,
         optimizer=optimizer,
+        entropy_coefficient=0.3,
     )
+    # Far enough from uniform for the entropy to have a slope.
+    start = jax.tree.map(lambda p: 30 * p if p.shape[-1] == 2 else p, learner.learnt.actor)
+    learner.learnt = learner.learnt._replace(actor=start)
+    learner.policy.parameters = start
     before, critic = learner.learnt.actor, learner.learnt.critic
     rollout = learner.collector.collect(8)
     data = batch(rollout)
@@ -106,7 +111,7 @@ def test_the_first_step_of_a2c_is_its_optimizers_up_the_policy_gradient(optimize
         log_p = jax.nn.log_softmax(logits)
         chosen = jnp.take_along_axis(log_p, data.action, axis=1)[:, 0]
         entropy = -jnp.sum(jnp.exp(log_p) * log_p, axis=1)
-        return -jnp.mean(chosen * (returns - value).ravel() + 0.01 * entropy)
+        return -jnp.mean(chosen * (returns - value).ravel() + 0.3 * entropy)
 
     gradient = jax.jit(jax.grad(loss))(before)
     learner.update(rollout)

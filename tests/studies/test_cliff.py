@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tether.errors import UserError
 from tether.studies import cliff
 
 
@@ -48,3 +49,17 @@ def test_both_methods_are_trained_at_every_size(found) -> None:
     for method in ("vpg", "trpo"):
         assert [row["size"] for row in found["trainings"][method]] == [1e-3, 1e-1]
     assert all(len(row["ends"]) == 1 for row in found["trainings"]["vpg"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"env": "Hoper-v5"}, "Hoper.*Hopper-v5"),
+        ({"transitions": 8}, "transitions is 8"),
+        ({"lengths": (0.1, -0.1)}, "lengths.*-0.1"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_written(tmp_path, wrong, said) -> None:
+    with pytest.raises(UserError, match=said):
+        cliff.run(cliff.CliffConfig.load(wrong), tmp_path / "study")
+    assert not (tmp_path / "study").exists()

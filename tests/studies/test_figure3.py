@@ -2,10 +2,15 @@
 
 import json
 import math
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 
+from tether.control.methods.ppo import PPO, PPOConfig
 from tether.control.training import evaluate_run
 from tether.errors import UserError
 from tether.learning.metrics import read_metrics
@@ -84,6 +89,54 @@ def test_a_training_that_diverges_is_counted_with_what_it_had(tmp_path) -> None:
     assert result["last_100"] is None or math.isfinite(result["last_100"])
 
 
+def test_a_study_of_no_whole_episode_is_written_all_the_same(tmp_path) -> None:
+    # 32 environments take 100 of an episode's 1000 steps.
+    config = figure3.Figure3Config(
+        envs=("HalfCheetah-v5",), methods=("ppo",), seeds=1, steps=2048, episodes=1
+    )
+    found = figure3.run(config, tmp_path, workers=1)
+    assert found["scores"]["HalfCheetah-v5"]["ppo"]["last_tenth"] is None
+    figure3_report.show(found)
+    never = {"diverged": "at once", "curve": [], "last_100": None, "last_tenth": None}
+    score = figure3_report._score([never, never])
+    assert (score["final"], score["diverged"]) == (None, 2)
+    score = figure3_report._score([never, {**never, "final": -5.0}])
+    assert (score["final"], score["final_std"]) == (-5.0, 0.0)
+
+
+def test_a_changed_default_is_another_study(study, monkeypatch) -> None:
+    config, out, _ = study
+    changed = PPOConfig.model_fields["gamma"].default - 0.01
+    monkeypatch.setitem(PPO.presets["default"], "gamma", changed)
+    with pytest.raises(UserError, match="other settings"):
+        figure3.run(config, out, workers=1)
+
+
+def test_a_killed_study_goes_on_in_the_middle_of_a_training(tmp_path) -> None:
+    options = ["--envs", "InvertedPendulum-v5", "--methods", "ppo", "--seeds", "1", "--steps"]
+    options += ["65536", "--episodes", "2", "--workers", "1", "--json"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    figure3.command(["--out", str(whole), *options])
+    command = [sys.executable, "-m", "tether", "study", "figure3", "--out", str(broken), *options]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    metrics = broken / "ppo-InvertedPendulum-v5-0" / "run" / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 6:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    process.wait(60)
+    rows = metrics.read_bytes().count(b"\n")
+    assert rows < 32
+    assert not (broken / "figure3.json").exists()
+    figure3.command(["--out", str(broken), *options])
+    ours, theirs = (
+        json.loads((out / "figure3.json").read_text())["trials"]["ppo-InvertedPendulum-v5-0"]
+        for out in (broken, whole)
+    )
+    for name in ("curve", "final", "last_100", "last_tenth"):
+        assert ours[name] == theirs[name]
+
+
 def test_curves_meet_on_one_grid() -> None:
     steps, values = figure3_report.on_one_grid(
         [np.array([[0, 0], [10, 10]]), np.array([[2, 4], [12, 24]])], points=9
@@ -135,6 +188,19 @@ class TestTable1:
         settings = found["trials"]["fixed-3-InvertedPendulum-v5-0"]["settings"]
         assert settings["settings"] == {"beta": 3.0, "fixed_beta": True}
         assert (tmp_path / "table1" / "table1.png").stat().st_size > 10_000
+
+    def test_a_training_without_a_score_counts_as_a_random_policy(self) -> None:
+        config = table1.Table1Config(envs=("Reacher-v5",), rows=("none", "clip-0.2"), seeds=1)
+        chosen = table1.trials(config)
+        results = {trial.name: {"last_100": -5.0} for trial, _ in chosen}
+        results["none-Reacher-v5-0"] = {"last_100": None, "diverged": "at once"}
+        found = table1.gather(config, {"random-Reacher-v5": {"return": -43.0}}, chosen, results)
+        assert [row["score"] for row in found["rows"].values()] == [0.0, 1.0]
+        assert found["diverged"] == ["none-Reacher-v5-0"]
+
+    def test_random_choices_are_drawn_from_any_space(self, tmp_path) -> None:
+        found = table1.random_policy({"env": "CartPole-v1", "episodes": 50}, tmp_path)
+        assert 15 < found["return"] < 30
 
     def test_an_unknown_row_is_named(self, tmp_path) -> None:
         with pytest.raises(UserError, match=r"clip-0\.5.*known: none"):

@@ -99,6 +99,13 @@ def test_other_settings_are_refused_and_nothing_is_touched(tmp_path):
     assert (tmp_path / "a" / "result.json").read_bytes() == before
 
 
+def test_settings_that_were_refused_hold_no_folder(tmp_path):
+    with pytest.raises(UserError, match="x is 1"):
+        run_trials([Trial("a", fail, {"x": 1})], tmp_path, progress=False)
+    assert not (tmp_path / "a").exists()
+    run_trials([Trial("a", square, {"x": 2})], tmp_path, progress=False)
+
+
 def test_a_damaged_result_is_named(tmp_path):
     run_trials([Trial("a", square, {"x": 1})], tmp_path, progress=False)
     (tmp_path / "a" / "result.json").write_text("{")

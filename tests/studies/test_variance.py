@@ -114,3 +114,9 @@ def test_command_is_repeated_to_the_bit(tmp_path, capsys) -> None:
     for result in found[0]["policies"].values():
         one, four = (point["variance"] for point in result["points"]["advantage"])
         assert four == pytest.approx(one / 4, rel=0.35)
+
+
+@pytest.mark.parametrize("sizes", [(0, 1), (1, 60)])
+def test_batches_that_have_no_variance_are_refused(sizes) -> None:
+    with pytest.raises(UserError, match=r"batch_sizes has (0|60).*from 1 to 50"):
+        variance.VarianceConfig.load({"episodes": 100, "batch_sizes": sizes})

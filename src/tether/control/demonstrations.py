@@ -270,7 +270,20 @@ def _checked(path: str | Path, pairs: Demonstrations, head: ActionHead) -> Demon
                 "episode out"
             )
     stored = head.from_environment(action)
-    if not head.scales:
+    if isinstance(head.space, gym.spaces.Box):
+        # Recorders round: a bound in float64 and its action in float32 may differ in the last bit.
+        room = 1e-5 * (1 + np.abs(action))
+        bad = ((action < head.space.low - room) | (action > head.space.high + room)).reshape(
+            len(action), -1
+        )
+        if bad.any():
+            row = int(np.argwhere(bad)[0, 0])
+            raise UserError(
+                f"demonstrations {path}: action {_place(row, length)} is {action[row]}, which is "
+                f"outside of {space_in_words(head.space)}; give the actions that the environment "
+                "got, in its units"
+            )
+    else:
         most = np.array(head.sizes or (2,) * head.outputs)
         bad = (stored < 0) | (stored >= most)
         # What is cut off when a fraction is stored as an integer would go unseen.

@@ -76,6 +76,11 @@ def load_minari(folder: Path, source_space: gym.Space[Any], head: ActionHead) ->
                     f"demonstrations {folder} are ragged: episode {number} has {len(seen)} "
                     f"observations, {len(done)} actions and {steps} rewards"
                 )
+            if done.shape[1:] != (head.space.shape or ()):
+                raise UserError(
+                    f"demonstrations {folder}: each action of episode {number} has shape "
+                    f"{done.shape[1:]}, the action space promises {head.space.shape or ()}"
+                )
             observations.append(seen[:steps])
             actions.append(done)
             lengths.append(steps)

@@ -24,7 +24,8 @@ class Rollout(NamedTuple):
         last_observation: (N, *obs); what follows the last step.
         cut_observation: (S, *obs); the true last observations of truncated episodes.
         cut_index: (S,) int32; the flat index t * N + n each belongs to, T * N for unused slots.
-        episode_returns: undiscounted, unscaled returns of the episodes that ended, in their order.
+        episode_returns: undiscounted, unscaled returns of the episodes that ended, in their order;
+            those that were shortened to stagger the environments are left out.
         episode_lengths: their lengths in environment steps.
     """
 
@@ -58,17 +59,14 @@ class Collector:
         self._slots = env.num_envs
         self._returns = np.zeros(env.num_envs)
         self._lengths = np.zeros(env.num_envs, np.int64)
-        self._shortened = np.zeros(env.num_envs, bool)
 
     def reset(self, seed: int, *, stagger: bool = False) -> None:
         """Start the first episodes; environment i gets `seed` + i.
 
-        Staggered environments are cut at different times of their first episodes; those that were
-        do not count as episodes, for they are shorter than the task's. See
-        :meth:`tether.control.envs.VectorEnv.reset`.
+        With `stagger` the first episodes are cut at different times, and not counted as episodes;
+        see :meth:`tether.control.envs.VectorEnv.reset`.
         """
         self._observation = self.env.reset(seed, stagger=stagger).copy()
-        self._shortened = np.arange(self.env.num_envs) < (self.env.num_envs - 1) * stagger
 
     def collect(self, horizon: int) -> Rollout:
         """Act for `horizon` steps in every environment.
@@ -85,6 +83,7 @@ class Collector:
         reward = np.empty((horizon, count))
         terminated = np.empty((horizon, count), bool)
         truncated = np.empty((horizon, count), bool)
+        shortened = np.empty((horizon, count), bool)
         cut: list[tuple[int, np.ndarray]] = []
         noise = head.noise(self._rng, (horizon, count))
 
@@ -96,6 +95,7 @@ class Collector:
             step = env.step(head.to_environment(action[t]))
             observation = step.observation
             reward[t], terminated[t], truncated[t] = step.reward, step.terminated, step.truncated
+            shortened[t] = step.shortened
             if step.final_observation is not step.observation:
                 only_cut = step.truncated & ~step.terminated
                 for n in np.flatnonzero(only_cut):
@@ -106,7 +106,7 @@ class Collector:
             self._check_observations(raw, cut)
         self._check_finite("reward", reward, 0)
         done = terminated | truncated
-        returns, lengths = self._episodes(reward, terminated, truncated)
+        returns, lengths = self._episodes(reward, done, shortened)
         cut_observation, cut_index = self._cut(cut, horizon * count, space.shape, raw.dtype)
         rollout = Rollout(
             observation=seen,
@@ -137,7 +137,6 @@ class Collector:
             "slots": self._slots,
             "returns": self._returns.copy(),
             "lengths": self._lengths.copy(),
-            "shortened": self._shortened.copy(),
             "reward_scaler": self.reward_scaler.state() if self.reward_scaler else None,
         }
 
@@ -148,22 +147,20 @@ class Collector:
         self._slots = int(state["slots"])
         self._returns = np.array(state["returns"])
         self._lengths = np.array(state["lengths"])
-        self._shortened = np.array(state["shortened"])
         if self.reward_scaler is not None:
             self.reward_scaler.restore(state["reward_scaler"])
 
     def _episodes(
-        self, reward: np.ndarray, terminated: np.ndarray, truncated: np.ndarray
+        self, reward: np.ndarray, done: np.ndarray, shortened: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns and lengths of the whole episodes that ended; what is left runs on."""
         returns, lengths, start = [], [], np.zeros(self.env.num_envs, np.int64)
-        for t, n in zip(*np.nonzero(terminated | truncated), strict=True):
+        for t, n in zip(*np.nonzero(done), strict=True):
             first = start[n]
-            if terminated[t, n] or not self._shortened[n]:
+            if not shortened[t, n]:
                 returns.append(self._returns[n] + reward[first : t + 1, n].sum())
                 lengths.append(self._lengths[n] + t + 1 - first)
             start[n], self._returns[n], self._lengths[n] = t + 1, 0.0, 0
-            self._shortened[n] = False
         horizon = len(reward)
         running = np.arange(horizon)[:, None] >= start
         self._returns += np.where(running, reward, 0.0).sum(axis=0)

@@ -56,7 +56,7 @@ def write_error(path: Path, error: OSError) -> RunError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RunError(
             f"cannot write {path}: the disk is full; earlier checkpoints are untouched: free some "
-            "space, then `tether resume`"
+            "space, then `tether resume`, or give the study's command again"
         )
     return RunError(f"cannot write {path}: {error.strerror or error}")
 

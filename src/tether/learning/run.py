@@ -138,7 +138,13 @@ class Run:
             position = Position()
             if found is not None:
                 state, position = found
-                learner.restore(state)
+                try:
+                    learner.restore(state)
+                except LookupError as error:
+                    raise RunError(
+                        f"{self.path}: the newest checkpoint has no {error}, which this version of "
+                        "tether needs; resume with the version that run.json names"
+                    ) from error
             if learner.steps != position.steps:
                 raise RuntimeError(
                     f"the learner stands at step {learner.steps} after restoring a checkpoint of "

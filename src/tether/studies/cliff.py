@@ -26,7 +26,7 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 from jax.flatten_util import ravel_pytree
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 from tether import objectives
 from tether.control.critic import batch
@@ -40,7 +40,7 @@ from tether.learning.config import Config
 from tether.learning.run import Run
 from tether.studies import cliff_report as report
 from tether.studies.command_line import carry_out
-from tether.studies.control_trials import training_trial
+from tether.studies.control_trials import check_envs, training_trial
 from tether.studies.trials import Result, Trial, run_trials
 
 STEP_SIZES: Final = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -60,9 +60,9 @@ class CliffConfig(Config):
     """Trainings at each step size."""
     climbed: int = Field(default=200_000, ge=1)
     """Steps of the training whose policy takes the one step."""
-    transitions: int = Field(default=16_384, ge=1)
+    transitions: int = Field(default=16_384, ge=1024)
     """Transitions from which that step's direction is estimated."""
-    lengths: tuple[float, ...] = (
+    lengths: tuple[PositiveFloat, ...] = (
         1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0,
     )  # fmt: skip
     """Lengths of the one step: its KL divergence in nats, to second order."""
@@ -78,6 +78,7 @@ def run(config: CliffConfig, out: Path, *, workers: int = 2) -> dict[str, Any]:
     Raises:
         UserError: an unknown task, or `out` holds a study with other settings.
     """
+    check_envs((config.env,))
     decides = {"env", "climbed", "transitions", "lengths", "episodes"}
     one = Trial(
         "one-step", one_step, {name: v for name, v in config.dump().items() if name in decides}
@@ -119,6 +120,7 @@ COMMON: Final = {
         "initial_log_std",
         "normalize_observation",
         "normalize_reward",
+        "stagger",
         "critic_epochs",
         "critic_minibatch_size",
         "critic_learning_rate",

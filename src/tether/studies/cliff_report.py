@@ -11,6 +11,7 @@ import numpy as np
 
 from tether.learning.durable import write_json
 from tether.learning.plots import COLOURS
+from tether.studies.control_trials import mean
 from tether.studies.trials import Result, Trial
 
 DIRECTIONS: Final = {"gradient": "along the gradient", "natural": "along the natural gradient"}
@@ -41,11 +42,11 @@ def write(
 
 
 def _summary(seeds: Sequence[Result]) -> dict[str, Any]:
-    """Where the seeds ended, and the highest point of their curves."""
-    ends = [float(r["last_100"] or 0.0) for r in seeds]
-    tops = [max((value for _, value in r["curve"]), default=0.0) for r in seeds]
+    """Where the seeds ended, and the highest point of their curves; None for no episode at all."""
+    ends = [r["last_100"] for r in seeds]
+    tops = [max((value for _, value in r["curve"]), default=None) for r in seeds]
     return {
-        "end": float(np.mean(ends)),
+        "end": mean(ends),
         "ends": ends,
         "tops": tops,
         "diverged": sum("diverged" in r for r in seeds),
@@ -68,13 +69,15 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
         rows = found["trainings"][method]
         sizes = [row["size"] for row in rows]
         for row in rows:
-            axes.plot([row["size"]] * len(row["ends"]), row["ends"], "o", color=colour, ms=3.5)
-        axes.plot(sizes, [row["end"] for row in rows], color=colour, lw=1.6)
+            ends = np.array(row["ends"], float)
+            axes.plot([row["size"]] * len(ends), ends, "o", color=colour, ms=3.5)
+        axes.plot(sizes, np.array([row["end"] for row in rows], float), color=colour, lw=1.6)
         axes.set_xscale("log")
         axes.set_title(METHODS[method], fontsize=10)
         axes.set_xlabel("Adam's step size" if method == "vpg" else "largest KL of a step, nats")
     panels[1].set_ylabel(f"return after {settings['steps']:,} steps")
-    top = 1.08 * max(max(row["ends"]) for rows in found["trainings"].values() for row in rows)
+    every = [row["ends"] for rows in found["trainings"].values() for row in rows]
+    top = 1.08 * max((end for ends in every for end in ends if end is not None), default=1.0)
     for axes in panels[1:]:
         axes.set_ylim(0.0, top)
     for axes in panels:
@@ -130,6 +133,9 @@ def show(found: Mapping[str, Any]) -> None:
         for heading in ("step size", "return at the end", "seeds"):
             table.add_column(heading, justify="right")
         for row in found["trainings"][method]:
-            seeds = ", ".join(f"{end:,.0f}" for end in row["ends"])
-            table.add_row(f"{row['size']:g}", f"{row['end']:,.0f}", seeds)
+            end, *seeds = (
+                "no episode" if score is None else f"{score:,.0f}"
+                for score in (row["end"], *row["ends"])
+            )
+            table.add_row(f"{row['size']:g}", end, ", ".join(seeds))
         console.print(table)

@@ -11,8 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from tether.control.envs.vector import make_one
-from tether.control.methods import find_method
-from tether.control.training import evaluate_run, resume, train
+from tether.control.training import configure, evaluate_run, resume, train
 from tether.errors import NonFiniteError
 from tether.learning.metrics import read_metrics
 from tether.studies.trials import Result, Trial
@@ -54,6 +53,9 @@ def training_trial(
         episodes: of the evaluation, in which the policy takes its most probable actions.
         preset: of the method's settings.
         **settings: over the preset.
+
+    Raises:
+        UserError: an unknown method, preset or setting.
     """
     chosen = {
         "method": method,
@@ -63,18 +65,18 @@ def training_trial(
         "episodes": episodes,
         "preset": preset,
         "settings": settings,
+        # What the two above mean today: a trial done under other defaults is another trial.
+        "config": configure(method, preset, settings).dump(),
     }
     return Trial(name, learn, chosen)
 
 
-def check_names(methods: Sequence[str], envs: Sequence[str]) -> None:
-    """Raise before anything is trained or written if a method or an environment is unknown.
+def check_envs(envs: Sequence[str]) -> None:
+    """Raise before anything is trained or written if an environment cannot be made.
 
     Raises:
-        UserError: it names the unknown one and what was perhaps meant.
+        BadEnvironmentError: it names the one, and what was perhaps meant.
     """
-    for method in methods:
-        find_method(method)
     for env in envs:
         make_one(env).close()
 
@@ -144,3 +146,13 @@ def by_cell(
         key = (trial.settings["method"], trial.settings["env"])
         cells.setdefault(key, []).append(results[trial.name])
     return cells
+
+
+def mean(scores: Sequence[float | None]) -> float | None:
+    """Of those that are there; None if none is.
+
+    A training that diverged before its first episode ended has no score. Zero would not do: it is
+    the best there is where all rewards are negative.
+    """
+    there = [score for score in scores if score is not None]
+    return float(np.mean(there)) if there else None

@@ -22,7 +22,7 @@ from pydantic import Field
 from tether.learning.config import Config
 from tether.studies import figure3_report as report
 from tether.studies.command_line import carry_out
-from tether.studies.control_trials import MUJOCO, check_names, training_trial
+from tether.studies.control_trials import MUJOCO, check_envs, training_trial
 from tether.studies.trials import Trial, run_trials
 
 METHODS: Final = ("ppo", "trpo", "a2c", "a2c-tr", "vpg", "cem")
@@ -59,8 +59,8 @@ def run(config: Figure3Config, out: Path, *, workers: int = 2) -> dict[str, Any]
     Raises:
         UserError: an unknown task or method, or `out` holds a training with other settings.
     """
-    check_names(config.methods, config.envs)
     chosen = trials(config)
+    check_envs(config.envs)
     results = run_trials(chosen, out, workers=workers)
     return report.write(out, config.dump(), chosen, results)
 

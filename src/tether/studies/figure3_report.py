@@ -11,7 +11,7 @@ import numpy as np
 
 from tether.learning.durable import write_json
 from tether.learning.plots import COLOURS, step_label
-from tether.studies.control_trials import by_cell
+from tether.studies.control_trials import by_cell, mean
 from tether.studies.published import PAPER, REWARD_CHANGES, SOURCES, task
 from tether.studies.trials import Result, Trial
 
@@ -48,17 +48,21 @@ def write(
 
 def _score(seeds: Sequence[Result]) -> dict[str, Any]:
     """Mean and population deviation over seeds; of those that diverged the end of their curve."""
-    # None: it diverged before its first episode ended.
-    finals = [float(r.get("final", r["last_100"]) or 0.0) for r in seeds]
-    tenths = [float(r["last_tenth"] or 0.0) for r in seeds]
+    finals = [r.get("final", r["last_100"]) for r in seeds]
+    tenths = [r["last_tenth"] for r in seeds]
     return {
-        "final": float(np.mean(finals)),
-        "final_std": float(np.std(finals)),
-        "last_tenth": float(np.mean(tenths)),
-        "last_tenth_std": float(np.std(tenths)),
+        "final": mean(finals),
+        "final_std": _deviation(finals),
+        "last_tenth": mean(tenths),
+        "last_tenth_std": _deviation(tenths),
         "finals": finals,
         "diverged": sum("diverged" in r for r in seeds),
     }
+
+
+def _deviation(scores: Sequence[float | None]) -> float | None:
+    there = [score for score in scores if score is not None]
+    return float(np.std(there)) if there else None
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
@@ -82,11 +86,12 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     for env, axes in zip(envs, places, strict=False):
         for method in methods:
             curves = _curves(found, method, env)
-            steps, values = on_one_grid(curves)
-            axes.fill_between(
-                steps, values.min(0), values.max(0), color=colours[method], alpha=0.15, lw=0
-            )
-            axes.plot(steps, values.mean(0), color=colours[method], lw=1.4)
+            if curves:
+                steps, values = on_one_grid(curves)
+                axes.fill_between(
+                    steps, values.min(0), values.max(0), color=colours[method], alpha=0.15, lw=0
+                )
+                axes.plot(steps, values.mean(0), color=colours[method], lw=1.4)
             papers = PAPER.scores.get(task(env), {}).get(method)
             if papers is not None:
                 axes.axhline(papers, color=colours[method], lw=0.8, ls=(0, (4, 3)))
@@ -144,9 +149,9 @@ def show(found: Mapping[str, Any]) -> None:
             table.add_row(
                 env if method == next(iter(methods)) else "",
                 method,
-                f"{number(score['final'])} ± {number(score['final_std'])}",
+                _cell(score),
                 number(score["last_tenth"]),
-                *(number(other) if other is not None else "" for other in others),
+                *(number(other) for other in others),
                 end_section=method == list(methods)[-1],
             )
     console = Console(stderr=True)
@@ -161,6 +166,15 @@ def show(found: Mapping[str, Any]) -> None:
         )
 
 
-def number(score: float) -> str:
-    """A score to the digits that mean something."""
+def _cell(score: Mapping[str, Any]) -> str:
+    diverged = f", {score['diverged']} diverged" if score["diverged"] else ""
+    if score["final"] is None:
+        return f"no episode{diverged}"
+    return f"{number(score['final'])} ± {number(score['final_std'])}{diverged}"
+
+
+def number(score: float | None) -> str:
+    """A score to the digits that mean something; nothing for None."""
+    if score is None:
+        return ""
     return f"{score:,.1f}" if abs(score) < 100 else f"{score:,.0f}"

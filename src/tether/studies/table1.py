@@ -24,7 +24,7 @@ from tether.learning.config import Config
 from tether.learning.durable import write_json
 from tether.learning.plots import COLOURS
 from tether.studies.command_line import carry_out
-from tether.studies.control_trials import MUJOCO, check_names, training_trial
+from tether.studies.control_trials import MUJOCO, check_envs, training_trial
 from tether.studies.published import TABLE_1, task
 from tether.studies.trials import Result, Trial, run_trials
 
@@ -83,12 +83,12 @@ def run(config: Table1Config, out: Path, *, workers: int = 2) -> dict[str, Any]:
     Raises:
         UserError: an unknown task, or `out` holds a training with other settings.
     """
-    check_names((), config.envs)
+    chosen = trials(config)
+    check_envs(config.envs)
     begin = [
         Trial(f"random-{env}", random_policy, {"env": env, "episodes": config.random_episodes})
         for env in config.envs
     ]
-    chosen = trials(config)
     random = run_trials(begin, out)
     results = run_trials([trial for trial, _ in chosen], out, workers=workers)
     found = gather(config, random, chosen, results)
@@ -123,13 +123,11 @@ def random_policy(settings: Mapping[str, Any], place: Path) -> Result:
     count = int(settings["episodes"])
     env = make(settings["env"], count)
     try:
-        rng = np.random.default_rng(0)
+        env.action_space.seed(0)
         env.reset(0)
         returns, running = np.zeros(count), np.ones(count, bool)
-        space: Any = env.action_space
         while running.any():
-            action = rng.uniform(space.low, space.high, (count, *space.shape))
-            step = env.step(action.astype(np.float32))
+            step = env.step(np.stack([env.action_space.sample() for _ in range(count)]))
             returns += np.where(running, step.reward, 0.0)
             running &= ~(step.terminated | step.truncated)
     finally:
@@ -143,11 +141,15 @@ def gather(
     trials: Sequence[tuple[Trial, str]],
     results: Mapping[str, Result],
 ) -> dict[str, Any]:
-    """Normalizes the scores and averages them; a diverged training counts with its last score."""
+    """Normalizes the scores and averages them.
+
+    A training that diverged counts with its last score, and as a random policy if it had none yet.
+    """
     floors = {env: random[f"random-{env}"]["return"] for env in config.envs}
     raw: dict[str, dict[str, list[float]]] = {row: {} for row in config.rows}
     for trial, row in trials:
-        raw[row].setdefault(trial.settings["env"], []).append(results[trial.name]["last_100"])
+        env, score = trial.settings["env"], results[trial.name]["last_100"]
+        raw[row].setdefault(env, []).append(floors[env] if score is None else score)
     best = {env: max(max(raw[row][env]) for row in config.rows) for env in config.envs}
     normalized = {
         row: {

@@ -154,7 +154,14 @@ def _carry_out(trial: Trial, folder: Path) -> Result:
         write_json(place / "settings.json", trial.settings)
     except OSError as error:
         raise UserError(f"cannot write to {place}: {error.strerror or error}") from error
-    result = trial.function(trial.settings, place)
+    try:
+        result = trial.function(trial.settings, place)
+    except UserError:
+        # Settings that were never accepted must not hold the folder against better ones.
+        if [item.name for item in place.iterdir()] == ["settings.json"]:
+            (place / "settings.json").unlink()
+            place.rmdir()
+        raise
     write_json(place / "result.json", result)
     return result
 

@@ -25,10 +25,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tether import objectives
 from tether.learning.config import Config
@@ -75,6 +75,16 @@ class VarianceConfig(Config):
     """Episodes of each policy; a batch size divides them into independent estimates."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Decides everything random."""
+
+    @model_validator(mode="after")
+    def _two_estimates(self) -> Self:
+        for size in self.batch_sizes:
+            if not 1 <= size <= self.episodes // 2:
+                raise ValueError(
+                    f"batch_sizes has {size}; {self.episodes} episodes give two estimates, the "
+                    f"fewest that have a variance, for sizes from 1 to {self.episodes // 2}"
+                )
+        return self
 
 
 def gradients(

@@ -76,8 +76,8 @@ def counts_in_float32(self, action):
     return swap(step, reward=step.reward.astype(np.float32))
 
 
-def shuffles_seeds(self, seed):
-    observation = GymnasiumVectorEnv.reset(self, seed)
+def shuffles_seeds(self, seed, *, stagger=False):
+    observation = GymnasiumVectorEnv.reset(self, seed, stagger=stagger)
     self._seeds.reverse()
     for i in range(self.num_envs):
         self._begin(i)

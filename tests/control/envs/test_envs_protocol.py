@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+from gymnasium import spaces
+from sample_environments import Scripted
 
 from tether.control.envs import VectorEnv, make
+from tether.errors import UserError
 
 BOTH_DOORS = pytest.mark.parametrize("door", ["mujoco", "gymnasium"])
 
@@ -11,6 +14,18 @@ BOTH_DOORS = pytest.mark.parametrize("door", ["mujoco", "gymnasium"])
 def reacher(door: str, num_envs: int) -> VectorEnv:
     """An arm that nothing but the time limit stops."""
     return make("Reacher-v5", num_envs, door=door, max_episode_steps=10)
+
+
+def first_ends(env: VectorEnv, steps: int) -> list[tuple[int, bool]]:
+    """Of each environment: after how many steps its first episode ends, and if it was shortened."""
+    found: list[tuple[int, bool]] = [(0, False)] * env.num_envs
+    rng = np.random.default_rng(0)
+    for t in range(1, steps + 1):
+        action = rng.integers(2, size=env.num_envs)
+        step = env.step(action.astype(env.action_space.dtype))
+        for n in np.flatnonzero(step.terminated | step.truncated):
+            found[n] = found[n] if found[n][0] else (t, bool(step.shortened[n]))
+    return found
 
 
 def ends(env: VectorEnv, steps: int) -> list[list[int]]:
@@ -51,3 +66,61 @@ def test_without_a_time_limit_there_is_nothing_to_stagger(door: str) -> None:
     env = make("HalfCheetah-v5", 3, door=door, max_episode_steps=-1)
     env.reset(0, stagger=True)
     assert ends(env, 30) == [[]] * 3
+
+
+@BOTH_DOORS
+def test_states_from_before_there_was_stagger_are_restored(door: str) -> None:
+    env, other = reacher(door, 2), reacher(door, 2)
+    env.reset(1)
+    ends(env, 5)
+    state = env.state()
+    del state["limits"]
+    other.reset(0, stagger=True)
+    other.restore(state)
+    assert ends(other, 15) == ends(env, 15) == [[5, 15]] * 2
+
+
+@BOTH_DOORS
+def test_limits_of_other_environments_are_refused(door: str) -> None:
+    env = reacher(door, 2)
+    env.reset(0)
+    state = {**env.state(), "limits": np.zeros(3, np.int64)}
+    with pytest.raises(UserError, match=r"time limits of shape \(3,\)"):
+        env.restore(state)
+
+
+@BOTH_DOORS
+def test_one_environment_and_more_than_there_are_steps(door: str) -> None:
+    alone = reacher(door, 1)
+    alone.reset(0, stagger=True)
+    assert ends(alone, 25) == [[10, 20]]
+    many = reacher(door, 20)
+    many.reset(0, stagger=True)
+    found = ends(many, 10)
+    assert [first for first, *_ in found] == [-(-10 * (n + 1) // 20) for n in range(20)]
+    many.reset(0, stagger=True)
+    shortened = np.zeros(20, bool)
+    for _ in range(10):
+        shortened |= many.step(np.zeros((20, 2), np.float32)).shortened
+    assert shortened.tolist() == [first < 10 for first, *_ in found]
+
+
+def test_a_shortened_episode_is_told_however_it_ends() -> None:
+    # Nobody balances: poles fall after some 10 to 40 of 50 steps.
+    env = make("CartPole-v1", 10, max_episode_steps=50)
+    env.reset(3)
+    natural = [end for end, _ in first_ends(env, 50)]
+    assert any(end < 20 for end in natural)
+    env.reset(3, stagger=True)
+    expected = [(min(end, 5 * (n + 1)), n < 9) for n, end in enumerate(natural)]
+    assert first_ends(env, 50) == expected
+
+
+def test_an_end_that_gymnasium_does_not_tell_is_left_alone() -> None:
+    env = make(lambda: Scripted(spaces.Box(-1, 1, (2,)), spaces.Discrete(2)), 4)
+    env.reset(0, stagger=True)
+    staggered = first_ends(env, 60)
+    env.reset(0)
+    assert first_ends(env, 60) == staggered
+    assert any(end for end, _ in staggered)
+    assert not any(shortened for _, shortened in staggered)

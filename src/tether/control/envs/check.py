@@ -43,7 +43,12 @@ def check_vector_env(env: VectorEnv, steps: int = 200, seed: int = 0) -> int:
     first = _copied(env.reset(seed))
     _check_array(env, "reset", first, (env.num_envs, *seen.shape), seen.dtype)
     _check(env, _same(first, env.reset(seed)), "two resets with one seed differ")
-    staggered = env.reset(seed, stagger=True)
+    try:
+        staggered = env.reset(seed, stagger=True)
+    except TypeError as error:
+        raise BadEnvironmentError(
+            f"{env.id}: reset must take the keyword stagger, it said: {error}"
+        ) from error
     _check(env, _same(first, staggered), "a staggered reset must begin as a plain one does")
     if env.num_envs > 1:
         shifted = env.reset(seed + 1)
@@ -90,6 +95,7 @@ def _check_step(env: VectorEnv, step: Step, t: int) -> None:
     _check_array(env, f"reward of step {t}", step.reward, (count,), np.float64)
     _check_array(env, f"terminated of step {t}", step.terminated, (count,), bool)
     _check_array(env, f"truncated of step {t}", step.truncated, (count,), bool)
+    _check_array(env, f"shortened of step {t}", step.shortened, (count,), bool)
     running = ~(step.terminated | step.truncated)
     _check(
         env,

@@ -29,6 +29,7 @@ from tether.control.envs.protocol import (
     check_seed,
     check_state,
     first_limits,
+    restored_limits,
 )
 from tether.errors import BadEnvironmentError, UserError
 
@@ -102,6 +103,7 @@ class GymnasiumVectorEnv:
         self._reward = np.zeros(self.num_envs)
         self._terminated = np.zeros(self.num_envs, bool)
         self._truncated = np.zeros(self.num_envs, bool)
+        self._never = np.zeros(self.num_envs, bool)
         self._returns = np.zeros(self.num_envs)
         self._seeds: list[int] = []
         self._episodes = np.zeros(self.num_envs, np.int64)
@@ -119,7 +121,8 @@ class GymnasiumVectorEnv:
             self._begin(i)
         spec = self._envs[0].spec
         if stagger and spec is not None and spec.max_episode_steps:
-            self._limits[...] = first_limits(spec.max_episode_steps, self.num_envs)
+            limits = first_limits(spec.max_episode_steps, self.num_envs)
+            self._limits[...] = np.where(limits < spec.max_episode_steps, limits, NO_LIMIT)
         return self._observation
 
     def step(self, action: Array) -> Step:
@@ -135,13 +138,16 @@ class GymnasiumVectorEnv:
             if self._step_one(i, given[i]):
                 ended.append(i)
         observation = final = self._observation
+        shortened = self._never
         if ended:
             final = self._final
             final[...] = observation
+            shortened = self._never.copy()
+            shortened[ended] = self._limits[ended] < NO_LIMIT
             for i in ended:
                 self._episodes[i] += 1
                 self._begin(i)
-        return Step(observation, self._reward, self._terminated, self._truncated, final)
+        return Step(observation, self._reward, self._terminated, self._truncated, final, shortened)
 
     def state(self) -> dict[str, Any]:
         """Seeds, episode numbers and the actions of the running episodes, copied."""
@@ -177,17 +183,17 @@ class GymnasiumVectorEnv:
             "seeds": np.empty(self.num_envs, np.uint64),
             "episodes": self._episodes,
             "lengths": self._episodes,
-            "limits": self._limits,
             "actions": np.empty((total, *(self.action_space.shape or ())), self.action_space.dtype),
             "returns": self._returns,
             "observation": self._observation,
         }
         check_state(state, "gymnasium", self.id, expected)
+        limits = restored_limits(state, np.full(self.num_envs, NO_LIMIT))
         self._seeds = [int(seed) for seed in state["seeds"]]
         self._episodes[...] = state["episodes"]
         actions = np.split(np.array(state["actions"]), np.cumsum(lengths)[:-1])
         lost = [i for i in range(self.num_envs) if not self._replay(i, actions[i], state)]
-        self._limits[...] = state["limits"]
+        self._limits[...] = limits
         if lost:
             warnings.warn(
                 f"{self.id} is not deterministic: environments {lost} did not come back to their "

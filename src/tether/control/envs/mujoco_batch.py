@@ -29,6 +29,7 @@ from tether.control.envs.protocol import (
     check_seed,
     check_state,
     first_limits,
+    restored_limits,
 )
 from tether.errors import UserError
 
@@ -66,7 +67,8 @@ class MujocoVectorEnv:
     """N environments of one MuJoCo v5 task; a :class:`~tether.control.envs.vector.VectorEnv`.
 
     Observations, rewards and flags equal those of N Gymnasium environments bit for bit, resets
-    included, at any number of threads.
+    included, at any number of threads; only `stagger`, which Gymnasium has not, ends episodes
+    elsewhere.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], num_envs: int, threads: int = 1) -> None:
@@ -95,6 +97,7 @@ class MujocoVectorEnv:
         self.observation_space: Space = seen
         self.action_space: Space = env.action_space
         self._limit = np.full(num_envs, _time_limit(env), np.int64)
+        self._limits = self._limit.copy()  # of the running episodes
         self._one = np.ones(num_envs, np.int64)
         self._substeps: int = inner.frame_skip
         self._physics = task.stepper(inner.model, num_envs, threads)
@@ -107,6 +110,7 @@ class MujocoVectorEnv:
         self._terminated = np.zeros(num_envs, bool)
         self._truncated = np.zeros(num_envs, bool)
         self._ended = np.zeros(num_envs, bool)
+        self._never = np.zeros(num_envs, bool)
 
     def reset(self, seed: int, *, stagger: bool = False) -> Array:
         """Begin anew, environment i with seed + i; returns the observation (N, D)."""
@@ -114,7 +118,7 @@ class MujocoVectorEnv:
         self._generators = [seeding.np_random(seed + i)[0] for i in range(self.num_envs)]
         self._begin(np.arange(self.num_envs, dtype=np.int32))
         if stagger and self._limit[0] < NO_LIMIT:
-            self._elapsed[...] = self._limit - first_limits(int(self._limit[0]), self.num_envs)
+            self._limits[...] = first_limits(int(self._limit[0]), self.num_envs)
         return self._observation
 
     def step(self, action: Array) -> Step:
@@ -125,16 +129,18 @@ class MujocoVectorEnv:
         self._physics.ctrl[...] = action
         self._physics.step(self._substeps)
         observation = final = self._observation
+        shortened = self._never
         self._task.observe(observation)
         self._task.score(action, self._reward, self._terminated)
         self._elapsed += self._one
-        np.greater_equal(self._elapsed, self._limit, out=self._truncated)
+        np.greater_equal(self._elapsed, self._limits, out=self._truncated)
         np.logical_or(self._terminated, self._truncated, out=self._ended)
         if np.count_nonzero(self._ended):
             final = self._final
             final[...] = observation
+            shortened = self._ended & (self._limits < self._limit)
             self._begin(np.flatnonzero(self._ended).astype(np.int32))
-        return Step(observation, self._reward, self._terminated, self._truncated, final)
+        return Step(observation, self._reward, self._terminated, self._truncated, final, shortened)
 
     def state(self) -> dict[str, Any]:
         """Physics, episode clocks, generators and the current observation, copied."""
@@ -146,6 +152,7 @@ class MujocoVectorEnv:
             "physics": self._physics.state(),
             "position": self._task.position.copy(),
             "elapsed": self._elapsed.copy(),
+            "limits": self._limits.copy(),
             "generators": np.stack([_generator_words(g) for g in self._generators]),
             "observation": self._observation.copy(),
         }
@@ -164,9 +171,11 @@ class MujocoVectorEnv:
             "observation": self._observation,
         }
         check_state(state, "mujoco", self.id, expected)
+        limits = restored_limits(state, self._limit)
         self._physics.restore(state["physics"])
         self._task.position[...] = state["position"]
         self._elapsed[...] = state["elapsed"]
+        self._limits[...] = limits
         self._generators = [_generator(words) for words in state["generators"]]
         self._observation[...] = state["observation"]
         return self._observation
@@ -181,6 +190,7 @@ class MujocoVectorEnv:
         qpos, qvel = (np.stack(column) for column in zip(*starts, strict=True))
         self._physics.place(ids, qpos, qvel)
         self._elapsed[ids] = 0
+        self._limits[ids] = self._limit[ids]
         # Both are functions of the simulations as they stand, so running environments keep theirs.
         self._task.locate()
         self._task.observe(self._observation)

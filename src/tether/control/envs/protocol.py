@@ -30,6 +30,8 @@ class Step(NamedTuple):
         truncated: (N,) bool, a time limit cut the episode: s_{t+1} has a value.
         final_observation: (N, *obs), the true s_{t+1} of every environment; the same array object
             as ``observation`` when no episode ended.
+        shortened: (N,) bool, an episode ended whose time limit ``reset(stagger=True)`` had brought
+            forward: however it ended, its return and length are not those of the task.
     """
 
     observation: Array
@@ -37,6 +39,7 @@ class Step(NamedTuple):
     terminated: Array
     truncated: Array
     final_observation: Array
+    shortened: Array
 
 
 @runtime_checkable
@@ -63,7 +66,8 @@ class VectorEnv(Protocol):
 
         With `stagger`, a time limit of L steps truncates the first episode of environment i after
         :func:`first_limits` steps, so that N environments do not pass through their episodes in
-        step. Environments without a time limit are left alone.
+        step. Environments whose time limit is not known (Gymnasium's ``spec.max_episode_steps``)
+        are left alone.
         """
         ...
 
@@ -85,8 +89,26 @@ class VectorEnv(Protocol):
 
 
 def first_limits(limit: int, num_envs: int) -> Array:
-    """Where staggered first episodes end: ceil(limit (i + 1) / N) of environment i, (N,) int64."""
+    """Time limits of staggered first episodes: ceil(limit (i + 1) / N), (N,) int64.
+
+    Only the last environment's, or where N exceeds `limit` those of the last few, are whole.
+    """
     return -(-limit * np.arange(1, num_envs + 1, dtype=np.int64) // num_envs)
+
+
+def restored_limits(state: Mapping[str, Any], usual: Array) -> Array:
+    """The running episodes' time limits in a saved state; `usual` (N,) where it does not say.
+
+    Raises:
+        UserError: there are not N of them.
+    """
+    limits = np.asarray(state.get("limits", usual))
+    if limits.shape != usual.shape or limits.dtype != usual.dtype:
+        raise UserError(
+            f"the saved state has time limits of shape {limits.shape} and dtype {limits.dtype}; "
+            f"these environments need {usual.shape} and {usual.dtype}"
+        )
+    return limits
 
 
 def check_state(

@@ -64,6 +64,32 @@ class VPG(OnPolicyLearner):
 
     config: VPGConfig
     config_class: ClassVar[type[OnPolicyConfig]] = VPGConfig
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        # The field defaults. Longer batches, a shorter horizon and a smaller target, as in `paper`,
+        # leave Swimmer where it first swims.
+        "default": {},
+        # What Schulman et al. 2017 say of all methods of figure 3: network, horizon, discount and
+        # lambda (section 6.1, table 3). They name neither the target nor the critic's settings;
+        # those are OpenAI Baselines' for ACKTR, whose rule this is, and for trpo_mpi.
+        "paper": {
+            "num_envs": 32,
+            "steps_per_iteration": 2048,
+            "gamma": 0.99,
+            "lam": 0.95,
+            "hidden": (64, 64),
+            "initial_log_std": 0.0,
+            "normalize_observation": True,
+            "normalize_reward": True,
+            "stagger": True,
+            "learning_rate": 3e-4,
+            "kl_target": 0.002,
+            "adaptive": True,
+            "entropy_coefficient": 0.0,
+            "critic_epochs": 5,
+            "critic_minibatch_size": 64,
+            "critic_learning_rate": 1e-3,
+        },
+    }
 
     def init(self, rng: np.random.Generator) -> None:
         self.critic = Critic(rng, self.spec, self.config)
