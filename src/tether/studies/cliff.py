@@ -83,8 +83,9 @@ def run(config: CliffConfig, out: Path, *, workers: int = 2) -> dict[str, Any]:
     one = Trial(
         "one-step", one_step, {name: v for name, v in config.dump().items() if name in decides}
     )
-    results = run_trials([one, *trainings(config)], out, workers=workers)
-    return report.write(out, config.dump(), trainings(config), results)
+    chosen = trainings(config)
+    results = run_trials([one, *chosen], out, workers=workers)
+    return report.write(out, config.dump(), chosen, results)
 
 
 def trainings(config: CliffConfig) -> list[Trial]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from tether.learning.durable import write_json
 from tether.learning.plots import COLOURS
-from tether.studies.control_trials import mean
+from tether.studies.control_trials import mean_and_deviation
 from tether.studies.trials import Result, Trial
 
 DIRECTIONS: Final = {"gradient": "along the gradient", "natural": "along the natural gradient"}
@@ -46,7 +46,7 @@ def _summary(seeds: Sequence[Result]) -> dict[str, Any]:
     ends = [r["last_100"] for r in seeds]
     tops = [max((value for _, value in r["curve"]), default=None) for r in seeds]
     return {
-        "end": mean(ends),
+        "end": mean_and_deviation(ends)[0],
         "ends": ends,
         "tops": tops,
         "diverged": sum("diverged" in r for r in seeds),

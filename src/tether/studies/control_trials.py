@@ -148,11 +148,11 @@ def by_cell(
     return cells
 
 
-def mean(scores: Sequence[float | None]) -> float | None:
-    """Of those that are there; None if none is.
+def mean_and_deviation(scores: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Mean and population deviation of those that are there; None and None if none is.
 
     A training that diverged before its first episode ended has no score. Zero would not do: it is
     the best there is where all rewards are negative.
     """
     there = [score for score in scores if score is not None]
-    return float(np.mean(there)) if there else None
+    return (float(np.mean(there)), float(np.std(there))) if there else (None, None)

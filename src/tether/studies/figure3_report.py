@@ -11,7 +11,7 @@ import numpy as np
 
 from tether.learning.durable import write_json
 from tether.learning.plots import COLOURS, step_label
-from tether.studies.control_trials import by_cell, mean
+from tether.studies.control_trials import by_cell, mean_and_deviation
 from tether.studies.published import PAPER, REWARD_CHANGES, SOURCES, task
 from tether.studies.trials import Result, Trial
 
@@ -50,19 +50,16 @@ def _score(seeds: Sequence[Result]) -> dict[str, Any]:
     """Mean and population deviation over seeds; of those that diverged the end of their curve."""
     finals = [r.get("final", r["last_100"]) for r in seeds]
     tenths = [r["last_tenth"] for r in seeds]
+    final, final_std = mean_and_deviation(finals)
+    last_tenth, last_tenth_std = mean_and_deviation(tenths)
     return {
-        "final": mean(finals),
-        "final_std": _deviation(finals),
-        "last_tenth": mean(tenths),
-        "last_tenth_std": _deviation(tenths),
+        "final": final,
+        "final_std": final_std,
+        "last_tenth": last_tenth,
+        "last_tenth_std": last_tenth_std,
         "finals": finals,
         "diverged": sum("diverged" in r for r in seeds),
     }
-
-
-def _deviation(scores: Sequence[float | None]) -> float | None:
-    there = [score for score in scores if score is not None]
-    return float(np.std(there)) if there else None
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:

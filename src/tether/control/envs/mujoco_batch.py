@@ -96,8 +96,8 @@ class MujocoVectorEnv:
         seen = policy_space(env.observation_space)
         self.observation_space: Space = seen
         self.action_space: Space = env.action_space
-        self._limit = np.full(num_envs, _time_limit(env), np.int64)
-        self._limits = self._limit.copy()  # of the running episodes
+        self._limit = _time_limit(env)
+        self._limits = np.full(num_envs, self._limit)  # of the running episodes
         self._one = np.ones(num_envs, np.int64)
         self._substeps: int = inner.frame_skip
         self._physics = task.stepper(inner.model, num_envs, threads)
@@ -117,8 +117,8 @@ class MujocoVectorEnv:
         seed = check_seed(seed)
         self._generators = [seeding.np_random(seed + i)[0] for i in range(self.num_envs)]
         self._begin(np.arange(self.num_envs, dtype=np.int32))
-        if stagger and self._limit[0] < NO_LIMIT:
-            self._limits[...] = first_limits(int(self._limit[0]), self.num_envs)
+        if stagger and self._limit < NO_LIMIT:
+            self._limits[...] = first_limits(self._limit, self.num_envs)
         return self._observation
 
     def step(self, action: Array) -> Step:
@@ -171,7 +171,7 @@ class MujocoVectorEnv:
             "observation": self._observation,
         }
         check_state(state, "mujoco", self.id, expected)
-        limits = restored_limits(state, self._limit)
+        limits = restored_limits(state, np.full(self.num_envs, self._limit))
         self._physics.restore(state["physics"])
         self._task.position[...] = state["position"]
         self._elapsed[...] = state["elapsed"]
@@ -190,7 +190,7 @@ class MujocoVectorEnv:
         qpos, qvel = (np.stack(column) for column in zip(*starts, strict=True))
         self._physics.place(ids, qpos, qvel)
         self._elapsed[ids] = 0
-        self._limits[ids] = self._limit[ids]
+        self._limits[ids] = self._limit
         # Both are functions of the simulations as they stand, so running environments keep theirs.
         self._task.locate()
         self._task.observe(self._observation)
