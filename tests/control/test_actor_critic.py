@@ -206,18 +206,20 @@ def test_what_is_shown_is_copied(
         (spaces.MultiDiscrete([3]), "vector"),
     ],
 )
-def test_every_other_space_learns_its_values(space: spaces.Space, show: str) -> None:
+def test_every_other_space_is_copied_too(space: spaces.Space, show: str) -> None:
+    env = functools.partial(Copy, space, show)
     learner = learner_of(
-        functools.partial(Copy, space, show),
-        num_envs=4,
+        env,
         steps_per_iteration=400,
-        hidden=(16,),
         gamma=0.0,
+        hidden=(32,),
+        actor_learning_rate=0.03,
         critic_learning_rate=0.05,
         normalize_observation=show == "dict",
     )
-    losses = [learner.iterate()["value/loss"] for _ in range(4)]
-    assert losses[-1] < 0.75 * losses[0]
+    while learner.steps < 4000:
+        learner.iterate()
+    assert evaluate(learner.policy, make(env, 4), episodes=8).returns.mean() / 16 >= 0.95
 
 
 TINY: dict[str, Any] = {"steps_per_iteration": 60, "hidden": (8,), "actor_learning_rate": 1e-3}

@@ -1,6 +1,7 @@
 """Finished runs: loaded anywhere, evaluated, drawn and filmed; several seeds side by side."""
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -291,10 +292,43 @@ def test_a_learning_curve_is_drawn(cheetah: Trained, pairs: Trained, tmp_path: P
 
 
 @pytest.mark.parametrize(
+    ("by", "labels"),
+    [
+        ("folder", ["first (2 runs)", "second"]),
+        ("env", ["HalfCheetah-v5 (2 runs)", "CopyDict-v0"]),
+        ("method", ["ppo (3 runs)"]),
+    ],
+)
+def test_runs_are_grouped(
+    cheetah: Trained,
+    pairs: Trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    by: str,
+    labels: list[str],
+) -> None:
+    from matplotlib.axes import Axes
+
+    places = [tmp_path / "first/seed-0", tmp_path / "first/seed-1", tmp_path / "second/seed-0"]
+    for run, place in zip((cheetah.run, cheetah.run, pairs.run), places, strict=True):
+        shutil.copytree(run, place)
+    drawn: list[str] = []
+    plot = Axes.plot
+
+    def spy(axes: Axes, *args: Any, **kwargs: Any) -> Any:
+        drawn.append(kwargs["label"])
+        return plot(axes, *args, **kwargs)
+
+    monkeypatch.setattr(Axes, "plot", spy)
+    learning_curves(places, tmp_path / "curve.png", by=by)
+    assert drawn == labels
+
+
+@pytest.mark.parametrize(
     ("file", "options", "words"),
     [
         ("x.png", {"metric": "return/men"}, "no values of 'return/men'; it has: "),
-        ("x.png", {"by": "seed"}, "by is 'seed'; expected env, method or nothing"),
+        ("x.png", {"by": "seed"}, "by is 'seed'; expected env, method, folder or nothing"),
         ("x.xyz", {}, "cannot write .*x.xyz: .*not supported"),
         ("file/x.png", {}, "cannot write .*file/x.png: "),
     ],

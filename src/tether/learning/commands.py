@@ -23,7 +23,7 @@ class PlotOptions:
     metric: str = "return/mean"
     """What to draw, as metrics.jsonl names it."""
     by: str | None = None
-    """Group runs by env or method: mean and range."""
+    """Group runs by env, method or folder (that they lie in): mean and range."""
     json: bool = False
     """Print one JSON object as the last line of stdout."""
 

@@ -26,23 +26,21 @@ def learning_curves(
         runs: run folders.
         path: the picture; its suffix decides the format.
         metric: a name that `metrics.jsonl` holds.
-        by: None draws one line for each run. "env" or "method" groups runs: a line for their mean
-            and a band from their least to their greatest.
+        by: None draws one line for each run. "env", "method" or "folder" (that the runs lie in,
+            as the seeds of one training do) groups them: a line for their mean and a band from
+            their least to their greatest.
 
     Raises:
         UserError: a run without that metric, an unknown grouping or format.
     """
     if not runs:
         raise UserError("no runs to draw; give at least one run folder")
-    if by not in (None, "env", "method"):
-        raise UserError(f"by is {by!r}; expected env, method or nothing")
+    if by not in (None, "env", "method", "folder"):
+        raise UserError(f"by is {by!r}; expected env, method, folder or nothing")
     groups: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for folder in runs:
         run = Run.open(folder)
-        label = Path(folder).name
-        if by is not None:
-            label = run.method if by == "method" else str(run.spec.get("env_name", run.method))
-        groups.setdefault(label, []).append(_curve(run, metric))
+        groups.setdefault(_label(run, Path(folder), by), []).append(_curve(run, metric))
 
     os.environ.setdefault("MPLBACKEND", "Agg")
     from matplotlib import pyplot as plt
@@ -67,6 +65,14 @@ def learning_curves(
     finally:
         plt.close(figure)
     return path
+
+
+def _label(run: Run, folder: Path, by: str | None) -> str:
+    if by == "method":
+        return run.method
+    if by == "env":
+        return str(run.spec.get("env_name", run.method))
+    return folder.resolve().parent.name if by == "folder" else folder.name
 
 
 def _curve(run: Run, metric: str) -> tuple[np.ndarray, np.ndarray]:
