@@ -222,6 +222,22 @@ def test_every_other_space_is_copied_too(space: spaces.Space, show: str) -> None
     assert evaluate(learner.policy, make(env, 4), episodes=8).returns.mean() / 16 >= 0.95
 
 
+def test_cartpole_is_solved_by_eight_environments() -> None:
+    learner = learner_of(
+        "CartPole-v1",
+        num_envs=8,
+        steps_per_iteration=1600,
+        gamma=0.9,
+        actor_learning_rate=1e-3,
+        critic_learning_rate=3e-2,
+    )
+    recent = 0.0
+    while recent < 195:  # of the last 100 episodes: what CartPole-v0 calls solved
+        assert learner.steps < 200_000
+        recent = learner.iterate().get("return/mean", 0.0)
+    assert evaluate(learner.policy, make("CartPole-v1", 10), episodes=10).returns.mean() >= 195
+
+
 TINY: dict[str, Any] = {"steps_per_iteration": 60, "hidden": (8,), "actor_learning_rate": 1e-3}
 
 
