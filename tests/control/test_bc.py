@@ -162,6 +162,34 @@ def test_the_best_policy_is_cloned_from_a_few_episodes(tmp_path: Path) -> None:
     np.testing.assert_allclose(returns, BEST)
 
 
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Discrete(4, start=-1),
+        spaces.MultiDiscrete([3, 2]),
+        spaces.MultiBinary(3),
+        spaces.Box(-1, 1, (2,)),
+    ],
+    ids=lambda space: type(space).__name__,
+)
+def test_who_always_copied_is_cloned_in_every_action_space(
+    space: spaces.Space, tmp_path: Path
+) -> None:
+    env = functools.partial(Copy, space)
+    space.seed(5)
+    episodes = []
+    for _ in range(40):
+        targets = [space.sample() for _ in range(16)]
+        seen = [np.asarray(spaces.flatten(space, target), np.float32) for target in targets]
+        episodes.append((np.stack(seen), np.stack(targets)))
+    folder = write(tmp_path / "d", env().observation_space, space, episodes)
+    learner = learner_of(env, folder, learning_rate=0.01, minibatch_size=32)
+    while learner.epochs < 20 and not learner.finished:
+        learner.iterate()
+    score = evaluate(learner.policy, make(env, 4), episodes=8).returns.mean() / 16
+    assert score >= 0.95
+
+
 def test_from_record_to_a_clone_on_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
