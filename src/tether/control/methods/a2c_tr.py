@@ -34,8 +34,10 @@ Array = Any
 class A2CTRConfig(A2CConfig):
     """Settings of A2C with a trust region."""
 
-    steps_per_iteration: int = Field(80, ge=1)
-    """Transitions in each gradient, over all environments: n times `num_envs` (n usual: 5-20)."""
+    learning_rate: float = Field(2e-3, gt=0)
+    """Step size of actor and critic at the start (usual: 1e-4 to 2e-3)."""
+    entropy_coefficient: float = Field(0.001, ge=0)
+    """Weight of the entropy bonus. Raising it keeps the policy random for longer (0 to 0.01)."""
     max_slope: float = Field(1.0, gt=0)
     """delta: how fast the KL divergence may grow along a state's gradient (usual: 0.1-2)."""
     average_decay: float = Field(0.99, ge=0, lt=1)
@@ -96,8 +98,7 @@ class A2CTR(A2C):
     )
     follow: ClassVar[Callable[..., PolicyParameters | None]] = staticmethod(moving_average)
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        # A2C's but for shorter batches: the trust region takes out some of the noise that A2C's
-        # longer ones average away, and what is left of the walkers' balance needs the updates.
+        # A2C's with three times its step size, which the trust region bears.
         "default": {},
         # A2C's, with delta and the average's decay of Wang et al. 2017, section 4.
         "paper": {**A2C.presets["paper"], "max_slope": 1.0, "average_decay": 0.99},
