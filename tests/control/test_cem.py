@@ -104,6 +104,17 @@ def test_the_extra_noise_decays_to_none() -> None:
     np.testing.assert_allclose(extras, 0.25**2 * np.array([2, 1, 0, 0]) / 3, atol=1e-12)
 
 
+def test_the_statistics_stand_still_when_the_extra_noise_has_ended() -> None:
+    learner = learner_of(Chain, population=4, extra_generations=2, normalize_observation=True)
+    counts = []
+    for _ in range(4):
+        learner.iterate()
+        assert learner.policy.normalizer is not None
+        counts.append((learner.policy.normalizer.moments.count, learner.steps))
+    assert [count for count, _ in counts[:2]] == [steps for _, steps in counts[:2]]
+    assert counts[3][0] == counts[2][0] == counts[1][0] < counts[2][1] < counts[3][1]
+
+
 @pytest.mark.parametrize(
     ("env", "generations", "least"),
     [

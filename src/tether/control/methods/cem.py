@@ -143,10 +143,12 @@ class CEM(PolicyLearner):
         total, running = np.zeros(count), np.zeros(count)
         length, played, scores = (np.zeros(count, np.int64) for _ in range(3))
         raw = []
+        # Later the search is too narrow to follow statistics that move, and would come undone.
+        moving = self.generations < config.extra_generations
         observation = env.reset(int(self._acting.integers(2**31 - count)))
         self._check("observation", observation)
         while (alive := played < config.episodes).any():
-            if policy.normalizer is not None:
+            if policy.normalizer is not None and moving:
                 raw.append(observation[alive])
             outputs = self._outputs(networks, policy.normalize(observation))
             step = env.step(head.to_environment(head.distribution(outputs, log_std).mode()))
@@ -166,7 +168,7 @@ class CEM(PolicyLearner):
                 played[ended] += np.where(over[ended], 1, config.episodes)
                 running[ended], length[ended] = 0.0, 0
             observation = step.observation
-        if policy.normalizer is not None:
+        if policy.normalizer is not None and moving:
             policy.normalizer.update(np.concatenate(raw))
         return total / scores
 
