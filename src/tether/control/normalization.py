@@ -56,11 +56,17 @@ class ObservationNormalizer:
 
     Andrychowicz et al. (2020, section 3.3) find this "crucial"; the clip at 10 is that of
     OpenAI Baselines.
+
+    Attributes:
+        moments: the statistics.
+        clip: largest magnitude of what comes out.
+        fixed: whether `update` leaves the statistics as they are.
     """
 
     def __init__(self, shape: tuple[int, ...], clip: float = 10.0) -> None:
         self.moments = RunningMoments(shape)
         self.clip = clip
+        self.fixed = False
         self._freeze()
 
     def __call__(self, observation: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -70,17 +76,19 @@ class ObservationNormalizer:
         return np.maximum(scaled, -self.clip, out=out, dtype=np.float32, casting="same_kind")
 
     def update(self, observations: np.ndarray) -> None:
-        """Take in raw observations (B, D); later calls use the new statistics."""
-        self.moments.update(observations)
-        self._freeze()
+        """Take in raw observations (B, D), unless fixed; later calls use the new statistics."""
+        if not self.fixed:
+            self.moments.update(observations)
+            self._freeze()
 
     def state(self) -> dict[str, Any]:
-        """The statistics as a dictionary of arrays."""
-        return self.moments.state()
+        """The statistics as a dictionary of arrays, and whether they are fixed."""
+        return {**self.moments.state(), "fixed": self.fixed}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Undo :meth:`state`."""
         self.moments.restore(state)
+        self.fixed = bool(state.get("fixed", False))  # absent from the first checkpoints
         self._freeze()
 
     def _freeze(self) -> None:

@@ -45,7 +45,7 @@ class PolicyLearner(ABC):
         seed: decides everything random: weights, environments, actions, minibatches.
         total_steps: steps the run is meant to take, for schedules.
         initial: a policy to begin with, of equal spaces and network; its parameters and the
-            statistics of its normalization are copied.
+            statistics of its normalization are copied, and the statistics stay as they are.
     """
 
     config: PolicyConfig
@@ -82,6 +82,10 @@ class PolicyLearner(ABC):
         if initial is not None:
             check_same_policy(initial.spec, self.spec)
             self._take_policy(initial.state())
+            if normalizer is not None:
+                # They are part of what the policy does: statistics of a few demonstrations would be
+                # outweighed within some batches, and the policy undone without a single update.
+                normalizer.fixed = True
         self._episodes = RecentEpisodes()
         self._begin(seed, weights)
 
