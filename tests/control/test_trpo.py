@@ -81,6 +81,16 @@ def test_no_step_leaves_the_trust_region(kind: str) -> None:
     assert backtracks > 0
 
 
+def test_an_annealed_region_narrows_to_nothing() -> None:
+    learner = on_chain("trpo", anneal=True, max_kl=0.05)
+    learner.total_steps = 10 * learner.config.steps_per_iteration
+    rows = [learner.iterate() for _ in range(10)]
+    regions = [row["trust_region/max_kl"] for row in rows]
+    np.testing.assert_allclose(regions, 0.05 * np.arange(10, 0, -1) / 10)
+    for row, region in zip(rows, regions, strict=True):
+        assert row["policy/kl"] <= region * (1 + 1e-3) + 1e-6
+
+
 def test_a_failed_line_search_takes_no_step_and_is_counted() -> None:
     # One candidate, so long that the quadratic model means nothing.
     learner, failures = on_chain("trpo", max_kl=3.0, backtracks=1, damping=0.0), 0

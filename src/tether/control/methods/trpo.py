@@ -49,6 +49,8 @@ class TRPOConfig(CriticConfig):
     """Log standard deviation every Box action starts with. Raising it explores more."""
     max_kl: float = Field(0.01, gt=0)
     """delta: largest mean KL divergence of a step, in nats. Raising it dares more (0.001-0.05)."""
+    anneal: bool = False
+    """Lower max_kl linearly to zero over the run: less is left to learn, and noise to follow."""
     conjugate_gradient_iterations: int = Field(10, ge=1)
     """Rounds of conjugate gradients, each one Fisher-vector product (usual: 10-20)."""
     damping: float = Field(0.1, ge=0)
@@ -84,6 +86,7 @@ class TRPO(OnPolicyLearner):
             "normalize_reward": False,
             "stagger": True,
             "max_kl": 0.01,
+            "anneal": False,
             "conjugate_gradient_iterations": 10,
             "damping": 0.1,
             "fisher_every": 5,
@@ -103,14 +106,18 @@ class TRPO(OnPolicyLearner):
     def update(self, rollout: Rollout) -> Metrics:
         data = batch(rollout)
         estimate = self.critic.judge(data)
-        parameters, arrays = self._improve(self.policy.parameters, data, estimate.advantage)
+        max_kl = self.config.max_kl * (1 - self.progress * self.config.anneal)
+        parameters, arrays = self._improve(
+            self.policy.parameters, data, estimate.advantage, np.float32(max_kl)
+        )
         metrics = {name: float(value) for name, value in arrays.items()}
-        self._check(metrics["policy/kl"])
+        self._check(metrics["policy/kl"], max_kl)
         self.policy.parameters = parameters
         self.failures += metrics["trust_region/accepted"] == 0.0
         return {
             **metrics,
             "trust_region/failures": self.failures,
+            "trust_region/max_kl": max_kl,
             **self.critic.fit(data, estimate, self.rng),
         }
 
@@ -122,11 +129,11 @@ class TRPO(OnPolicyLearner):
         self.critic.restore(restored["critic"])
         self.failures = int(restored["failures"])
 
-    def _check(self, kl: float) -> None:
+    def _check(self, kl: float, max_kl: float) -> None:
         # Measured anew at the policy that comes out; the line search and this sum may differ in
         # the last bits of a float32. NaN is the learner's to report.
-        if kl > self.config.max_kl * (1 + 1e-3) + 1e-6:
-            raise RuntimeError(f"TRPO's step has a KL divergence of {kl} > {self.config.max_kl}")
+        if kl > max_kl * (1 + 1e-3) + 1e-6:
+            raise RuntimeError(f"TRPO's step has a KL divergence of {kl} > {max_kl}")
 
 
 def fisher_product(
@@ -158,7 +165,7 @@ def compiled(
     """TRPO's step for one configuration, compiled once."""
 
     def improve(
-        old: PolicyParameters, data: Data, advantage: Array
+        old: PolicyParameters, data: Data, advantage: Array, max_kl: Array
     ) -> tuple[PolicyParameters, dict[str, Array]]:
         advantage = objectives.normalize_advantage(advantage)
         theta, unravel = ravel_pytree(old)
@@ -174,7 +181,7 @@ def compiled(
         step = objectives.natural_step(
             fisher_product(spec, old, data.observation[:: config.fisher_every]),
             gradient,
-            config.max_kl,
+            max_kl,
             iterations=config.conjugate_gradient_iterations,
             damping=config.damping,
             loop=_loop,
@@ -182,7 +189,7 @@ def compiled(
         displacement, found = objectives.line_search(
             evaluate,
             step,
-            max_kl=config.max_kl,
+            max_kl=max_kl,
             start=start,
             candidates=config.backtracks,
             shrink=config.shrink,
