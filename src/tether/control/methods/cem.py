@@ -101,6 +101,9 @@ class CEM(PolicyLearner):
         left = max(0.0, 1 - self.generations / config.extra_generations)
         self.mean = members[best].mean(axis=0, dtype=float)
         self.variance = members[best].var(axis=0, dtype=float) + config.extra_std**2 * left
+        if not left and self.policy.normalizer is not None:
+            # Too narrow from here on to follow statistics that move: it would come undone.
+            self.policy.normalizer.fixed = True
         parameters = self.policy.parameters
         network = unflatten(parameters.network, self.mean.astype(np.float32))
         self.policy.parameters = PolicyParameters(network, parameters.log_std)
@@ -143,12 +146,10 @@ class CEM(PolicyLearner):
         total, running = np.zeros(count), np.zeros(count)
         length, played, scores = (np.zeros(count, np.int64) for _ in range(3))
         raw = []
-        # Later the search is too narrow to follow statistics that move, and would come undone.
-        moving = self.generations < config.extra_generations
         observation = env.reset(int(self._acting.integers(2**31 - count)))
         self._check("observation", observation)
         while (alive := played < config.episodes).any():
-            if policy.normalizer is not None and moving:
+            if policy.normalizer is not None:
                 raw.append(observation[alive])
             outputs = self._outputs(networks, policy.normalize(observation))
             step = env.step(head.to_environment(head.distribution(outputs, log_std).mode()))
@@ -168,7 +169,7 @@ class CEM(PolicyLearner):
                 played[ended] += np.where(over[ended], 1, config.episodes)
                 running[ended], length[ended] = 0.0, 0
             observation = step.observation
-        if policy.normalizer is not None and moving:
+        if policy.normalizer is not None:
             policy.normalizer.update(np.concatenate(raw))
         return total / scores
 
