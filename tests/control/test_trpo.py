@@ -12,7 +12,8 @@ from jax.flatten_util import ravel_pytree
 from test_methods import QUICK, learner_of, on_chain
 from toy_environments import Copy
 
-from tether.control.methods.trpo import fisher_product
+from tether.control.critic import batch
+from tether.control.methods.trpo import compiled, fisher_product
 from tether.control.networks import forward
 from tether.control.policy import PolicySpec
 
@@ -81,14 +82,31 @@ def test_no_step_leaves_the_trust_region(kind: str) -> None:
     assert backtracks > 0
 
 
-def test_an_annealed_region_narrows_to_nothing() -> None:
-    learner = on_chain("trpo", anneal=True, max_kl=0.05)
-    learner.total_steps = 10 * learner.config.steps_per_iteration
-    rows = [learner.iterate() for _ in range(10)]
-    regions = [row["trust_region/max_kl"] for row in rows]
-    np.testing.assert_allclose(regions, 0.05 * np.arange(10, 0, -1) / 10)
-    for row, region in zip(rows, regions, strict=True):
-        assert row["policy/kl"] <= region * (1 + 1e-3) + 1e-6
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_no_step_for_less_than_the_least_improvement(scale: float) -> None:
+    # The same advantages a thousand times smaller: the same step, for a thousandth of the gain.
+    learner = on_chain("trpo", min_improvement=0.0, normalize_reward=False)
+    rollout = learner.collector.collect(32)
+    data = batch(rollout)
+    advantage = np.asarray(learner.critic.judge(data).advantage) * scale
+    old = learner.policy.parameters
+
+    def gain(least: float) -> tuple[bool, float]:
+        radius = np.sqrt(2 * learner.config.max_kl)
+        config = learner.config.model_copy(update={"min_improvement": least / radius})
+        new, metrics = compiled(config, learner.spec)(old, data, advantage)
+        pi, pi_old = (learner.spec.distribution(p, data.observation) for p in (new, old))
+        ratio = np.exp(np.asarray(pi.log_prob(data.action) - pi_old.log_prob(data.action)))
+        rise = float(np.mean((ratio - 1) * (advantage - advantage.mean())))
+        assert float(metrics["trust_region/improvement"]) == pytest.approx(rise, rel=1e-2, abs=1e-9)
+        return bool(metrics["trust_region/accepted"]), rise
+
+    accepted, rise = gain(0.0)
+    assert accepted
+    assert rise > 0
+    assert gain(0.9 * rise) == (True, pytest.approx(rise, rel=1e-3))
+    # Shorter candidates gain less still.
+    assert gain(1.1 * rise) == (False, 0.0)
 
 
 def test_a_failed_line_search_takes_no_step_and_is_counted() -> None:

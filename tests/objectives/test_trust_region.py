@@ -241,6 +241,17 @@ def test_the_line_search_gets_past_nan_and_counts_from_the_given_start(backend):
     assert float(found.improvement) == pytest.approx(gain)
 
 
+@pytest.mark.parametrize(("least", "length"), [(0.0, 2.0 * 0.9), (0.4, 2.0 * 0.9**4), (0.51, 0.0)])
+def test_the_line_search_wants_the_improvement_asked_for(least, length, backend):
+    # The hill rises by x - x^2 / 2: by 0.5 at its top, x = 1.
+    step, found = backend.raw(
+        lambda s: o.line_search(hill, s, max_kl=9.0, min_improvement=least, shrink=0.9),
+        np.array([2.0, 0.0]),
+    )
+    assert np.asarray(step)[0] == pytest.approx(length, abs=1e-12)
+    assert bool(found.accepted) == (length > 0)
+
+
 def test_every_round_costs_one_product():
     asked = []
 

@@ -154,14 +154,15 @@ def line_search(
     *,
     max_kl: Scalar,
     start: Scalar | None = None,
+    min_improvement: Scalar = 0.0,
     candidates: int = 10,
     shrink: float = 0.5,
     loop: Loop = unrolled,
 ) -> tuple[Array, LineSearch]:
     """The longest of step, shrink step, shrink^2 step, ... that keeps its promise.
 
-    A candidate is accepted when its KL divergence is at most max_kl and its objective is above that
-    of the zero step. NaN is never accepted.
+    A candidate is accepted when its KL divergence is at most max_kl and its objective is more than
+    min_improvement above that of the zero step. NaN is never accepted.
 
     Args:
         evaluate: displacement of the parameters -> (objective, KL divergence in nats), both
@@ -169,6 +170,7 @@ def line_search(
         step: The longest displacement to try; shape (P,).
         max_kl: Size of the region, in nats.
         start: Objective at the zero step; evaluated when None.
+        min_improvement: What the objective has to rise by, in its own units.
         candidates: How many lengths to try.
         shrink: Factor from one length to the next, between 0 and 1.
         loop: Runs the rounds; see the module's text.
@@ -195,7 +197,7 @@ def line_search(
     def round_(state: tuple[Array, Array, LineSearch]) -> tuple[Array, Array, LineSearch]:
         candidate, best, found = state
         objective, kl = evaluate(candidate)
-        good = (kl <= max_kl) & (objective > base)
+        good = (kl <= max_kl) & (objective > base + min_improvement)
         take = good & ~found.accepted
         done = good | found.accepted
         return (
