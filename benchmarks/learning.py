@@ -126,7 +126,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sequential", action="store_true")
     parser.add_argument("--runs", type=Path, default=Path("runs/learning"))
     parser.add_argument("--out", type=Path, default=Path("results/learning.json"))
-    parser.add_argument("--plot", type=Path, default=Path("results/halfcheetah.png"))
+    parser.add_argument("--plot", type=Path, default=Path("runs/learning/curves.png"))
     return parser.parse_args()
 
 
