@@ -106,9 +106,8 @@ class BehaviourCloning(PolicyLearner):
         # they mean.
         if normalizer is not None and normalizer.moments.count == 0:
             normalizer.update(given.observation[~held])
-        seen = self.policy.normalize(given.observation)
-        self._learnt = Pairs(jnp.asarray(seen[~held]), jnp.asarray(given.action[~held]))
-        self._held_out = Pairs(jnp.asarray(seen[held]), jnp.asarray(given.action[held]))
+        self._given = [(given.observation[k], given.action[k]) for k in (~held, held)]
+        self._see()
         self._compiled = compiled(config, self.spec)
         self._current = self.policy.parameters
         self._moments = self._compiled.optimizer.init(self._current)
@@ -168,6 +167,7 @@ class BehaviourCloning(PolicyLearner):
                 "with; put them back, or start a new run"
             )
         self._take_policy(restored["policy"])
+        self._see()
         self._current = parameters_from_state(restored["current"])
         self._moments = moments_from_state(self._moments, restored["moments"])
         self.epochs = int(restored["epochs"])
@@ -175,6 +175,13 @@ class BehaviourCloning(PolicyLearner):
         self._waited = int(restored["waited"])
         self._evaluated = int(restored["evaluated"])
         self._restore_random(restored)
+
+    def _see(self) -> None:
+        """The pairs to learn from and those held out, as the policy of this moment sees them."""
+        self._learnt, self._held_out = (
+            Pairs(jnp.asarray(self.policy.normalize(seen)), jnp.asarray(action))
+            for seen, action in self._given
+        )
 
     def _hold_out(self, length: np.ndarray) -> np.ndarray:
         """Which pairs are held out, (M,) bool: those of whole episodes, chosen by the seed."""
