@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,11 @@ def die(settings, place):
 def linger(settings, place):
     (place / "pid").write_text(str(os.getpid()))
     time.sleep(60)
+    return {}
+
+
+def rest(settings, place):
+    time.sleep(settings["seconds"])
     return {}
 
 
@@ -81,6 +88,29 @@ def test_after_an_error_the_rest_goes_on_from_there(tmp_path, workers):
     found = run_trials(mended, tmp_path, workers=workers, progress=False)
     assert found["later"] == {"value": 49}
     assert len(calls(tmp_path, "square-0")) == 1
+
+
+def test_after_an_error_nothing_more_is_begun(tmp_path):
+    trials = [Trial("slow", rest, {"seconds": 1.5}), Trial("bad", fail, {"x": 7}), *squares(4)]
+    with pytest.raises(UserError, match="x is 7"):
+        run_trials(trials, tmp_path, workers=2, progress=False)
+    # What was under way was finished.
+    assert (tmp_path / "slow" / "result.json").exists()
+    assert [place.name for place in tmp_path.glob("square-*")] == []
+
+
+def test_one_name_twice_is_refused(tmp_path):
+    with pytest.raises(UserError, match="trial square-0 2 times"):
+        run_trials([*squares(2), *squares(1)], tmp_path, workers=2, progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_tells_the_time_of_each_trial(tmp_path, capsys):
+    trials = [Trial(f"rest-{n}", rest, {"seconds": n}) for n in (2, 2, 0, 0)]
+    trials = [replace(trial, name=f"{n}") for n, trial in enumerate(trials)]
+    run_trials(trials, tmp_path, workers=2)
+    told = dict(re.findall(r"\] (\d), (\d+) s", capsys.readouterr().err))
+    assert told == {"0": "2", "1": "2", "2": "0", "3": "0"}
 
 
 def test_a_half_written_result_does_not_count(tmp_path):

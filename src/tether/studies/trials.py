@@ -13,6 +13,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -63,9 +64,12 @@ def run_trials(
 
     Raises:
         UserError: the folder holds a trial of this name with other settings, or what a trial
-            raised. Trials that are done stay done.
+            raised, or two trials have one name. Trials that are done stay done.
         Interrupted: a trial was stopped by a signal; its checkpoint is saved.
     """
+    name, times = max(Counter(trial.name for trial in trials).items(), key=lambda item: item[1])
+    if times > 1:
+        raise UserError(f"the study has trial {name} {times} times; give each of its parts once")
     waiting = []
     results: dict[str, Result] = {}
     for trial in trials:
@@ -96,19 +100,21 @@ def _side_by_side(
     context = multiprocessing.get_context("spawn")
     parent = os.getpid()
     with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(parent,)) as pool:
-        began = time.monotonic()
-        futures: dict[Future[Result], Trial] = {
-            pool.submit(_work, trial, folder, parent): trial for trial in trials
-        }
-        left = set(futures)
+        waiting = deque(trials)
+        running: dict[Future[tuple[Result, float]], Trial] = {}
         try:
-            while left:
-                done, left = wait(left, return_when=FIRST_COMPLETED)
+            while waiting or running:
+                # No more than can run: what a pool has handed on it cannot take back, and would
+                # carry out after Ctrl-C or an error.
+                while waiting and len(running) < workers:
+                    trial = waiting.popleft()
+                    running[pool.submit(_work, trial, folder, parent)] = trial
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
-                    trial = futures[future]
-                    results[trial.name] = future.result()
+                    trial = running.pop(future)
+                    results[trial.name], seconds = future.result()
                     if report is not None:
-                        report(trial.name, time.monotonic() - began)
+                        report(trial.name, seconds)
         except BrokenProcessPool:
             raise UserError(
                 "a process of the study was killed, perhaps for want of memory; give the command "
@@ -190,7 +196,8 @@ def _watch(parent: int) -> None:
     os._exit(1)
 
 
-def _work(trial: Trial, folder: Path, parent: int) -> Result:
+def _work(trial: Trial, folder: Path, parent: int) -> tuple[Result, float]:
     if os.getppid() != parent:
         os._exit(1)
-    return _carry_out(trial, folder)
+    began = time.monotonic()
+    return _carry_out(trial, folder), time.monotonic() - began
