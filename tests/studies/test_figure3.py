@@ -139,11 +139,19 @@ def test_a_killed_study_goes_on_in_the_middle_of_a_training(tmp_path) -> None:
 
 def test_curves_meet_on_one_grid() -> None:
     steps, values = figure3_report.on_one_grid(
-        [np.array([[0, 0], [10, 10]]), np.array([[2, 4], [12, 24]])], points=9
+        [np.array([[0, 0], [10, 10]]), np.array([[2, 4], [11, 22]])], points=9
     )
     assert (steps[0], steps[-1]) == (2, 10)
     assert values[0] == pytest.approx(steps)
     assert values[1] == pytest.approx(2 * steps)
+
+
+def test_a_curve_that_broke_off_holds_up_no_other() -> None:
+    whole = [np.array([[0, 0], [100, 10 * k]]) for k in (1, 2)]
+    steps, values = figure3_report.on_one_grid([*whole, np.array([[0, 5], [40, 5]])], points=11)
+    assert steps[-1] == 100
+    assert np.nanmean(values, 0)[-1] == 15
+    assert (np.isnan(values[2]) == (steps > 40)).all()
 
 
 def test_every_published_number_has_its_place() -> None:

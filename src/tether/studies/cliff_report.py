@@ -77,9 +77,11 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
         axes.set_xlabel("Adam's step size" if method == "vpg" else "largest KL of a step, nats")
     panels[1].set_ylabel(f"return after {settings['steps']:,} steps")
     every = [row["ends"] for rows in found["trainings"].values() for row in rows]
-    top = 1.08 * max((end for ends in every for end in ends if end is not None), default=1.0)
+    found_ends = [end for ends in every for end in ends if end is not None]
+    low, top = min([0.0, *found_ends]), max([0.0, *found_ends])
+    margin = 0.08 * (top - low)
     for axes in panels[1:]:
-        axes.set_ylim(0.0, top)
+        axes.set_ylim(low - margin * (low < 0), top + margin)
     for axes in panels:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -103,7 +105,8 @@ def _one_step(axes: Any, found: Mapping[str, Any]) -> None:
     axes.axhline(start, color="0.5", lw=0.8, ls=":")
     axes.axvspan(0.0, found["settings"]["max_kl"], color="0.93")
     axes.set_xscale("log")
-    axes.set_ylim(bottom=0.0)
+    if axes.get_ylim()[0] > 0:
+        axes.set_ylim(bottom=0.0)
     promised.set_ylabel("promised by the surrogate (dashed)")
     promised.spines[["top"]].set_visible(False)
     axes.set_title("one step from a policy half-way up", fontsize=10)

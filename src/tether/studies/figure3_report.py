@@ -15,6 +15,8 @@ from tether.studies.control_trials import by_cell, mean_and_deviation
 from tether.studies.published import PAPER, REWARD_CHANGES, SOURCES, task
 from tether.studies.trials import Result, Trial
 
+WHOLE: Final = 0.9
+"""A curve that ends before this part of the longest is of a training that diverged."""
 LABELS: Final = {
     "ppo": "PPO (clip)",
     "trpo": "TRPO",
@@ -86,9 +88,14 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
             if curves:
                 steps, values = on_one_grid(curves)
                 axes.fill_between(
-                    steps, values.min(0), values.max(0), color=colours[method], alpha=0.15, lw=0
+                    steps,
+                    np.nanmin(values, 0),
+                    np.nanmax(values, 0),
+                    color=colours[method],
+                    alpha=0.15,
+                    lw=0,
                 )
-                axes.plot(steps, values.mean(0), color=colours[method], lw=1.4)
+                axes.plot(steps, np.nanmean(values, 0), color=colours[method], lw=1.4)
             papers = PAPER.scores.get(task(env), {}).get(method)
             if papers is not None:
                 axes.axhline(papers, color=colours[method], lw=0.8, ls=(0, (4, 3)))
@@ -120,11 +127,17 @@ def _curves(found: Mapping[str, Any], method: str, env: str) -> list[np.ndarray]
 
 
 def on_one_grid(curves: Sequence[np.ndarray], points: int = 200) -> tuple[np.ndarray, np.ndarray]:
-    """Curves (P_i, 2) of several seeds at the same steps: (points,) and (curves, points)."""
+    """Curves (P_i, 2) of several seeds at the same steps: (points,) and (curves, points).
+
+    A training that diverged has NaN from there on, and the others go on without it.
+    """
+    ends = np.array([curve[-1, 0] for curve in curves])
     first = max(curve[0, 0] for curve in curves)
-    last = min(curve[-1, 0] for curve in curves)
+    last = ends[ends >= WHOLE * ends.max()].min()
     steps = np.linspace(first, last, points)
-    return steps, np.stack([np.interp(steps, *curve.T) for curve in curves])
+    return steps, np.stack(
+        [np.interp(steps, curve[:, 0], curve[:, 1], right=np.nan) for curve in curves]
+    )
 
 
 def show(found: Mapping[str, Any]) -> None:
