@@ -136,6 +136,9 @@ def one_step(settings: Mapping[str, Any], place: Path) -> Result:
     learner = _climb(config, place / "run")
     try:
         learner.collector.reset(1)
+        if learner.policy.normalizer is not None:
+            # What is played has to be the policy of which the divergence is measured.
+            learner.policy.normalizer.fixed = True
         rollout = learner.collector.collect(config.transitions // learner.env.num_envs)
         data = batch(rollout)
         advantage = objectives.normalize_advantage(learner.critic.judge(data).advantage)
