@@ -454,6 +454,15 @@ def test_demonstrations_of_something_else_or_none_are_told(
         Recorder(tmp_path / "file")
 
 
+def test_a_path_that_cannot_even_be_looked_at_is_told() -> None:
+    path = "x" * 300
+    head = action_head(Chain.action_space)
+    with pytest.raises(UserError, match=r"cannot read demonstrations x+: File name too long"):
+        load_demonstrations(path, Chain.observation_space, head)
+    with pytest.raises(UserError, match=r"cannot use --record x+: File name too long"):
+        Recorder(path)
+
+
 def test_a_folder_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tether.control.demonstrations as module
 
@@ -486,6 +495,23 @@ def test_twice_is_the_same_and_a_checkpoint_continues_bit_for_bit(tmp_path: Path
     resumed.restore(load_checkpoint(tmp_path / "state.safetensors")[0])
     assert [resumed.iterate() for _ in range(3)] == [second.iterate() for _ in range(3)]
     assert_equal_states(resumed.state(), second.state())
+
+
+def test_a_clone_that_began_with_a_policy_continues_bit_for_bit(tmp_path: Path) -> None:
+    # The policy's statistics are far from those of the demonstrations.
+    folder = chain_folder(tmp_path / "expert")
+    first = learner_of(Chain, folder, normalize_observation=True)
+    first.iterate()
+    initial = first.policy
+    assert initial.normalizer is not None
+    initial.normalizer.update(np.full((50, 5), 9.0))
+    config = first.config
+    straight = BehaviourCloning(config, make(Chain, 4), seed=0, total_steps=9999, initial=initial)
+    straight.iterate()
+    stopped = BehaviourCloning(config, make(Chain, 4), seed=0, total_steps=9999)
+    stopped.restore(straight.state())
+    assert straight.iterate() == stopped.iterate()
+    assert_equal_states(straight.state(), stopped.state())
 
 
 def test_a_stopped_run_goes_on_with_its_own_demonstrations(tmp_path: Path) -> None:

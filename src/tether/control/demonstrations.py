@@ -68,10 +68,13 @@ class Recorder:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        if self.folder.exists() and not self.folder.is_dir():
-            raise UserError(f"--record {folder} is a file; expected a new or empty folder")
-        if self.folder.is_dir() and any(self.folder.iterdir()):
-            raise UserError(f"--record {folder} is not empty; expected a new or empty folder")
+        try:
+            if self.folder.exists() and not self.folder.is_dir():
+                raise UserError(f"--record {folder} is a file; expected a new or empty folder")
+            if self.folder.is_dir() and any(self.folder.iterdir()):
+                raise UserError(f"--record {folder} is not empty; expected a new or empty folder")
+        except OSError as error:
+            raise UserError(f"cannot use --record {folder}: {error.strerror or error}") from error
         self._running: dict[int, _Running] = {}
         self._played: dict[int, int] = {}
         self._ended: list[tuple[tuple[int, int], _Running, bool, bool, np.ndarray]] = []
@@ -150,13 +153,21 @@ def load_demonstrations(
             infinity; or an action that is not one of the space.
     """
     folder = Path(path)
-    if (folder / FACTS).is_file():
+    try:
+        own, minari = (
+            any((folder / place).is_file() for place in places)
+            for places in ((FACTS,), ("metadata.json", "data/metadata.json"))
+        )
+        missing = not folder.exists()
+    except OSError as error:
+        raise UserError(f"cannot read demonstrations {path}: {error.strerror or error}") from error
+    if own:
         pairs = _load_own(folder, source_space, head)
-    elif any((folder / place).is_file() for place in ("metadata.json", "data/metadata.json")):
+    elif minari:
         from tether.control.minari_dataset import load_minari
 
         pairs = load_minari(folder, source_space, head)
-    elif not folder.exists():
+    elif missing:
         raise UserError(f"there are no demonstrations at {path}: no such folder")
     else:
         raise UserError(

@@ -14,6 +14,9 @@ from tether.errors import UserError
 EVALUATION_SEED = 1_000_000
 """Environment seeds of evaluations start here, away from those of training."""
 
+LONGEST_EPISODE = 100_000
+"""Steps after which an evaluation gives up: a policy may stand in a corner for ever."""
+
 
 class Evaluation(NamedTuple):
     """Undiscounted returns (E,) and lengths (E,) in steps of E whole episodes."""
@@ -56,7 +59,7 @@ def evaluate(
         recorder: keeps what happens in the episodes that count.
 
     Raises:
-        UserError: episodes or seed is out of range.
+        UserError: episodes or seed is out of range, or an episode does not end.
     """
     if episodes < 1:
         raise UserError(f"episodes is {episodes}; expected at least 1")
@@ -84,6 +87,12 @@ def evaluate(
             recorder.after(step, finished < share)
         running += step.reward
         length += 1
+        if length.max() > LONGEST_EPISODE:
+            raise UserError(
+                f"an episode of {env.id} has not ended after {LONGEST_EPISODE:,} steps; give the "
+                "environment a time limit, such as "
+                "--env-kwargs '{\"max_episode_steps\": 1000}'"
+            )
         for n in np.flatnonzero(step.terminated | step.truncated):
             if finished[n] < share[n]:
                 results.append((int(finished[n]), int(n), float(running[n]), int(length[n])))
