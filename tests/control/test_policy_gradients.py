@@ -13,6 +13,8 @@ from tether.control.critic import batch
 from tether.control.methods import reinforce
 from tether.control.networks import forward
 from tether.control.policy import PolicyParameters, numpy_network
+from tether.control.training import configure
+from tether.errors import UserError
 
 
 def test_the_weights_of_reinforce_are_the_loops() -> None:
@@ -188,3 +190,10 @@ def test_a_fixed_beta_stays(fixed: bool) -> None:
         "policy/beta": 3.0,
     }
     assert learner.beta == (3.0 if fixed else 1.5)
+
+
+def test_only_a_baseline_needs_whole_minibatches() -> None:
+    settings = {"steps_per_iteration": 1000, "critic_minibatch_size": 64}
+    assert configure("reinforce", settings=settings).dump()["steps_per_iteration"] == 1000
+    with pytest.raises(UserError, match="critic_minibatch_size=64 does not divide"):
+        configure("reinforce", settings={**settings, "weight": "baseline"})

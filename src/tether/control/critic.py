@@ -40,9 +40,14 @@ class CriticConfig(OnPolicyConfig):
     critic_learning_rate: float = Field(1e-3, gt=0)
     """Adam's step size for the critic. Raising it fits faster until it diverges (1e-4 to 3e-3)."""
 
+    @property
+    def with_critic(self) -> bool:
+        """Whether there is a critic to fit."""
+        return True
+
     @model_validator(mode="after")
     def _whole_critic_minibatches(self) -> Self:
-        if self.steps_per_iteration % self.critic_minibatch_size:
+        if self.with_critic and self.steps_per_iteration % self.critic_minibatch_size:
             raise ValueError(
                 f"critic_minibatch_size={self.critic_minibatch_size} does not divide "
                 f"steps_per_iteration={self.steps_per_iteration}; expected a divisor"

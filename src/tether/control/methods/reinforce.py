@@ -64,6 +64,11 @@ class ReinforceConfig(CriticConfig):
     max_grad_norm: float | None = Field(0.5, gt=0)
     """Largest norm of the policy's gradient."""
 
+    @property
+    def with_critic(self) -> bool:
+        """Whether a critic is the baseline."""
+        return self.weight == "baseline"
+
 
 class Reinforce(OnPolicyLearner):
     """Raise log pi(a|s) in proportion to the return that followed."""
@@ -72,8 +77,7 @@ class Reinforce(OnPolicyLearner):
     config_class: ClassVar[type[OnPolicyConfig]] = ReinforceConfig
 
     def init(self, rng: np.random.Generator) -> None:
-        with_critic = self.config.weight == "baseline"
-        self.critic = Critic(rng, self.spec, self.config) if with_critic else None
+        self.critic = Critic(rng, self.spec, self.config) if self.config.with_critic else None
         self._compiled = compiled(self.config, self.spec)
         self._moments = self._compiled.optimizer.init(self.policy.parameters)
 
