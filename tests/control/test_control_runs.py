@@ -13,11 +13,15 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from comparisons import assert_equal_runs
+from toy_environments import Script
 
 import tether
+from tether import cli
+from tether.control import evaluation, training
 from tether.control.envs import make
 from tether.control.envs.gymnasium_vector import episode_seed
 from tether.control.evaluation import evaluate
+from tether.control.policy import Policy, PolicySpec
 from tether.control.seeds import train_seeds
 from tether.control.training import Trained
 from tether.control.video import choose_renderer, film
@@ -207,6 +211,47 @@ def test_evaluation_repeats_itself(cheetah: Trained) -> None:
 def test_bad_evaluations_are_told(cheetah: Trained, argument: str, value: int) -> None:
     with pytest.raises(UserError, match=f"{argument} is {value}; expected"):
         tether.evaluate_run(cheetah.run, **{argument: value})
+
+
+def test_an_episode_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "LONGEST_EPISODE", 40)
+    env = make(lambda: Script(endings=("",)), 2)
+    spec = PolicySpec.of(env.observation_space, env.action_space, (4,), False)
+    policy = Policy(spec, spec.init(np.random.default_rng(0), 0.0), None)
+    with pytest.raises(UserError, match=r"not ended after 40 steps; .*max_episode_steps"):
+        evaluate(policy, env, episodes=2)
+    short = make(lambda: Script(longest=40), 2)
+    assert len(evaluate(policy, short, episodes=2).returns) == 2
+
+
+@pytest.mark.parametrize("begun", [(), ("tensorboard",)])
+def test_metrics_go_on_to_where_they_went(tmp_path: Path, begun: tuple[str, ...]) -> None:
+    settings = {**TINY, "sinks": begun}
+    run = tether.train("ppo", "CartPole-v1", total_steps=128, out=tmp_path / "run", **settings).run
+    curves = run / "tensorboard"
+    files = len(list(curves.iterdir())) if begun else 0
+    assert files == len(begun)
+    tether.resume(run, total_steps=256, progress=False)
+    assert curves.exists() == bool(begun)
+    assert not begun or len(list(curves.iterdir())) == 2
+    assert cli.main(["resume", str(run), "--total-steps", "384", "--quiet", "--sinks"]) == 0
+    assert not begun or len(list(curves.iterdir())) == 2
+
+
+def test_seeds_side_by_side_take_the_threads_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    train = training.train
+
+    def noting(*arguments: Any, **settings: Any) -> Trained:
+        seen.append(settings["threads"])
+        return train(*arguments, **settings)
+
+    monkeypatch.setattr(training, "train", noting)
+    arguments = "train vpg --env CartPole-v1 --seeds 1,2 --total-steps 1024 --threads 3 --quiet"
+    assert cli.main([*arguments.split(), "--sinks", "--out", str(tmp_path / "run")]) == 0
+    assert seen == [3, 3]
 
 
 def test_seeds_side_by_side_are_the_seeds_alone(tmp_path: Path, cheetah: Trained) -> None:

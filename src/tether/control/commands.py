@@ -102,6 +102,8 @@ class ResumeOptions:
     """Save whenever training passes a multiple of so many steps, beside once a minute."""
     threads: int | None = None
     """Physics threads; all cores up to 8 if not given."""
+    sinks: tuple[Literal["tensorboard", "wandb", "trackio"], ...] | None = None
+    """Where metrics go besides metrics.jsonl; where they went so far if not given."""
     json: bool = False
     """Print one JSON object as the last line of stdout."""
     quiet: bool = False
@@ -116,6 +118,7 @@ def resume(arguments: Sequence[str]) -> None:
         total_steps=options.total_steps,
         checkpoint_every=options.checkpoint_every,
         threads=options.threads,
+        sinks=options.sinks,
         progress=not options.quiet,
     )
     _report(trained, options.json)
@@ -236,6 +239,7 @@ def _train_seeds(method: str, options: TrainOptions, config: Any, kwargs: dict[s
         init_from=options.init_from,
         env_kwargs=kwargs,
         checkpoint_every=options.checkpoint_every,
+        threads=options.threads,
         sinks=options.sinks,
         progress=not options.quiet,
         **config.model_dump(),

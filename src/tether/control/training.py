@@ -145,6 +145,7 @@ def train(
             "seed": seed,
             "total_steps": total_steps,
             "preset": preset,
+            "sinks": list(sinks),
             "policy": learner.spec.to_json(),
         }
         if initial is not None:
@@ -170,7 +171,7 @@ def resume(
     threads: int | None = None,
     checkpoint_every: int | None = None,
     callbacks: Sequence[Callback] = (),
-    sinks: Sequence[str] = ("tensorboard",),
+    sinks: Sequence[str] | None = None,
     progress: bool = True,
 ) -> Trained:
     """Go on with a run where its newest checkpoint left off, bit for bit.
@@ -182,11 +183,13 @@ def resume(
         threads: as in :func:`train`.
         checkpoint_every: as in :func:`train`.
         callbacks: as in :func:`train`.
-        sinks: as in :func:`train`.
+        sinks: as in :func:`train`; those the run began with when not given.
         progress: as in :func:`train`.
     """
     opened = Run.open(run)
     spec = opened.spec
+    if sinks is None:
+        sinks = spec.get("sinks", ("tensorboard",))
     total = total_steps if total_steps is not None else int(spec["total_steps"])
     check_budget(total, int(spec["seed"]))
     check_sinks(sinks)
