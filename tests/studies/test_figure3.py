@@ -206,6 +206,26 @@ class TestTable1:
         assert [row["score"] for row in found["rows"].values()] == [0.0, 1.0]
         assert found["diverged"] == ["none-Reacher-v5-0"]
 
+    def test_scores_have_the_deviation_of_the_seeds(self) -> None:
+        envs, rows = ("Reacher-v5", "Hopper-v5"), ("none", "clip-0.2")
+        chosen = table1.trials(table1.Table1Config(envs=envs, rows=rows, seeds=2))
+        returns = {"none-R": (-40, -20), "clip-0.2-R": (-5, -10)}
+        returns |= {"none-H": (10, 20), "clip-0.2-H": (100, 50)}
+        results = {
+            trial.name: {"last_100": float(returns[f"{row}-{trial.settings['env'][0]}"][seed])}
+            for trial, row in chosen
+            for seed in [trial.settings["seed"]]
+        }
+        random = {"random-Reacher-v5": {"return": -40.0}, "random-Hopper-v5": {"return": 0.0}}
+        found = table1.gather(
+            table1.Table1Config(envs=envs, rows=rows, seeds=2), random, chosen, results
+        )["rows"]
+        # Each seed's mean over the two tasks.
+        none, clip = ((0 + 0.1) / 2, (20 / 35 + 0.2) / 2), ((1 + 1) / 2, (30 / 35 + 0.5) / 2)
+        for row, scores in (("none", none), ("clip-0.2", clip)):
+            assert found[row]["score"] == pytest.approx(np.mean(scores))
+            assert found[row]["score_std"] == pytest.approx(np.std(scores))
+
     def test_random_choices_are_drawn_from_any_space(self, tmp_path) -> None:
         found = table1.random_policy({"env": "CartPole-v1", "episodes": 50}, tmp_path)
         assert 15 < found["return"] < 30

@@ -78,7 +78,8 @@ def run(config: Table1Config, out: Path, *, workers: int = 2) -> dict[str, Any]:
         workers: trainings side by side.
 
     Returns:
-        What ``table1.json`` says.
+        What ``table1.json`` says; a row's ``score_std`` is the deviation of its score over the
+        seeds.
 
     Raises:
         UserError: an unknown task, or `out` holds a training with other settings.
@@ -167,6 +168,7 @@ def gather(
             row: {
                 "label": LABELS[row],
                 "score": float(np.mean(means[row])),
+                "score_std": float(np.std(np.mean(list(normalized[row].values()), axis=0))),
                 "paper": TABLE_1[row],
                 "by_task": dict(zip(normalized[row], means[row], strict=True)),
                 "returns": raw[row],
@@ -195,10 +197,15 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     series = (("score", "tether", COLOURS[0]), ("paper", "paper", COLOURS[4]))
     for i, (key, label, colour) in enumerate(series):
         scores = [row[key] for row in rows]
+        # The paper gives no spread.
+        spread = [row["score_std"] if key == "score" else 0.0 for row in rows]
         axes.barh(places + 0.38 * i - 0.19, scores, 0.36, color=colour, label=label)
-        for place, score in zip(places, scores, strict=True):
+        for place, score, deviation in zip(places, scores, spread, strict=True):
+            if deviation:
+                ends = (score - deviation, score + deviation)
+                axes.plot(ends, [place + 0.38 * i - 0.19] * 2, color="0.2", lw=1.2)
             axes.text(
-                max(score, 0.0) + 0.01,
+                max(score + deviation, 0.0) + 0.01,
                 place + 0.38 * i - 0.19,
                 f"{score:.2f}",
                 va="center",
@@ -225,7 +232,8 @@ def show(found: Mapping[str, Any]) -> None:
         table.add_column(heading, justify="right")
     for row in found["rows"].values():
         tasks = [f"{row['by_task'][env]:.2f}" for env in found["settings"]["envs"]]
-        table.add_row(row["label"], f"{row['score']:.2f}", f"{row['paper']:.2f}", *tasks)
+        ours = f"{row['score']:.2f} ± {row['score_std']:.2f}"
+        table.add_row(row["label"], ours, f"{row['paper']:.2f}", *tasks)
     Console(stderr=True).print(table)
 
 
