@@ -25,7 +25,7 @@ from tether.learning.durable import write_json
 from tether.learning.plots import COLOURS
 from tether.studies.command_line import carry_out
 from tether.studies.control_trials import MUJOCO, check_envs, training_trial
-from tether.studies.published import TABLE_1, task
+from tether.studies.published import TABLE_1
 from tether.studies.trials import Result, Trial, run_trials
 
 VARIANTS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
@@ -227,13 +227,12 @@ def show(found: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(title="mean normalized score")
-    table.add_column("surrogate")
-    for heading in ("tether", "paper", *(task(env) for env in found["settings"]["envs"])):
+    table.add_column("surrogate", no_wrap=True)
+    for heading in ("tether", "paper"):
         table.add_column(heading, justify="right")
     for row in found["rows"].values():
-        tasks = [f"{row['by_task'][env]:.2f}" for env in found["settings"]["envs"]]
-        ours = f"{row['score']:.2f} ± {row['score_std']:.2f}"
-        table.add_row(row["label"], ours, f"{row['paper']:.2f}", *tasks)
+        spread = f" ± {row['score_std']:.2f}" if found["settings"]["seeds"] > 1 else ""
+        table.add_row(row["label"], f"{row['score']:.2f}{spread}", f"{row['paper']:.2f}")
     Console(stderr=True).print(table)
 
 
