@@ -105,6 +105,10 @@ def test_one_name_twice_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_study_without_trials_has_no_results(tmp_path):
+    assert run_trials([], tmp_path, workers=2) == {}
+
+
 def test_progress_tells_the_time_of_each_trial(tmp_path, capsys):
     trials = [Trial(f"rest-{n}", rest, {"seconds": n}) for n in (2, 2, 0, 0)]
     trials = [replace(trial, name=f"{n}") for n, trial in enumerate(trials)]

@@ -67,9 +67,11 @@ def run_trials(
             raised, or two trials have one name. Trials that are done stay done.
         Interrupted: a trial was stopped by a signal; its checkpoint is saved.
     """
-    name, times = max(Counter(trial.name for trial in trials).items(), key=lambda item: item[1])
-    if times > 1:
-        raise UserError(f"the study has trial {name} {times} times; give each of its parts once")
+    for name, times in Counter(trial.name for trial in trials).items():
+        if times > 1:
+            raise UserError(
+                f"the study has trial {name} {times} times; give each of its parts once"
+            )
     waiting = []
     results: dict[str, Result] = {}
     for trial in trials:
