@@ -196,21 +196,19 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7.5, 0.42 * len(rows) + 1.2), layout="constrained")
     series = (("score", "tether", COLOURS[0]), ("paper", "paper", COLOURS[4]))
     for i, (key, label, colour) in enumerate(series):
-        scores = [row[key] for row in rows]
         # The paper gives no spread.
-        spread = [row["score_std"] if key == "score" else 0.0 for row in rows]
-        axes.barh(places + 0.38 * i - 0.19, scores, 0.36, color=colour, label=label)
-        for place, score, deviation in zip(places, scores, spread, strict=True):
-            if deviation:
-                ends = (score - deviation, score + deviation)
-                axes.plot(ends, [place + 0.38 * i - 0.19] * 2, color="0.2", lw=1.2)
-            axes.text(
-                max(score + deviation, 0.0) + 0.01,
-                place + 0.38 * i - 0.19,
-                f"{score:.2f}",
-                va="center",
-                fontsize=8,
-            )
+        spread = [row["score_std"] for row in rows] if key == "score" else None
+        bars = axes.barh(
+            places + 0.38 * i - 0.19,
+            [row[key] for row in rows],
+            0.36,
+            xerr=spread,
+            error_kw={"lw": 1.2, "ecolor": "0.2"},
+            color=colour,
+            label=label,
+        )
+        axes.bar_label(bars, fmt=lambda v: f"{v:.2f}".replace("-", "−"), padding=3, fontsize=8)
+    axes.margins(x=0.12)
     axes.set_yticks(places, [row["label"] for row in rows], fontsize=9)
     axes.invert_yaxis()
     axes.axvline(0.0, color="0.5", lw=0.8)
