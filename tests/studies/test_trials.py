@@ -6,13 +6,14 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tether.errors import UserError
+from tether.errors import Interrupted, UserError
 from tether.studies.trials import Trial, run_trials
 
 
@@ -36,12 +37,26 @@ def linger(settings, place):
     return {}
 
 
+def save_late(settings, place):
+    """As a training does: answers SIGTERM after the iteration under way, with a checkpoint."""
+    checkpoint = place / "checkpoint"
+    if checkpoint.exists():
+        return {"went on": True}
+    told = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: told.set())
+    (place / "pid").write_text(str(os.getpid()))
+    until(told.is_set)
+    time.sleep(3)
+    checkpoint.touch()
+    raise Interrupted("saved")
+
+
 def rest(settings, place):
     time.sleep(settings["seconds"])
     return {}
 
 
-def threads(settings, place):
+def count_threads(settings, place):
     return {"threads": os.environ.get("OMP_NUM_THREADS")}
 
 
@@ -68,7 +83,7 @@ def test_side_by_side_gives_what_one_by_one_does(tmp_path):
 
 
 def test_workers_have_one_thread_each(tmp_path):
-    trials = [Trial(name, threads, {}) for name in ("a", "b")]
+    trials = [Trial(name, count_threads, {}) for name in ("a", "b")]
     found = run_trials(trials, tmp_path, workers=2, progress=False)
     assert {result["threads"] for result in found.values()} == {"1"}
 
@@ -140,9 +155,10 @@ def test_settings_that_were_refused_hold_no_folder(tmp_path):
     run_trials([Trial("a", square, {"x": 2})], tmp_path, progress=False)
 
 
-def test_a_damaged_result_is_named(tmp_path):
+@pytest.mark.parametrize("damage", ["{", "[]"])
+def test_a_damaged_result_is_named(tmp_path, damage):
     run_trials([Trial("a", square, {"x": 1})], tmp_path, progress=False)
-    (tmp_path / "a" / "result.json").write_text("{")
+    (tmp_path / "a" / "result.json").write_text(damage)
     with pytest.raises(UserError, match=r"cannot read .*result\.json.*remove it"):
         run_trials([Trial("a", square, {"x": 1})], tmp_path, progress=False)
 
@@ -168,21 +184,35 @@ def test_settings_lie_beside_the_result(tmp_path):
 
 def test_a_killed_study_leaves_no_workers(tmp_path):
     """Not even after SIGKILL, which the study's own process cannot answer."""
+    pids = killed_study("linger", tmp_path)
+    until(lambda: not any(alive(pid) for pid in pids))
+
+
+def test_a_killed_study_begun_anew_waits_for_what_is_still_being_saved(tmp_path, capsys):
+    pids = killed_study("save_late", tmp_path)
+    found = run_trials([Trial(n, save_late, {}) for n in "ab"], tmp_path)
+    assert found == {n: {"went on": True} for n in "ab"}
+    assert f"{tmp_path / 'a'} is in use by another process" in capsys.readouterr().err
+    until(lambda: not any(alive(pid) for pid in pids), seconds=5)
+
+
+def killed_study(function, folder):
+    """Begins trials a and b, kills their study, and says which processes were at work."""
     program = (
         "from pathlib import Path; from test_trials import *\n"
         "if __name__ == '__main__': run_trials("
-        f"[Trial(n, linger, {{}}) for n in 'ab'], Path({str(tmp_path)!r}), workers=2)"
+        f"[Trial(n, {function}, {{}}) for n in 'ab'], Path({str(folder)!r}), workers=2)"
     )
-    (tmp_path / "study.py").write_text(program)
+    (folder / "study.py").write_text(program)
     study = subprocess.Popen(
-        [sys.executable, str(tmp_path / "study.py")],
+        [sys.executable, str(folder / "study.py")],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
     )
-    places = [tmp_path / name / "pid" for name in "ab"]
+    places = [folder / name / "pid" for name in "ab"]
     until(lambda: all(place.exists() and place.read_text() for place in places))
     study.send_signal(signal.SIGKILL)
     study.wait()
-    until(lambda: not any(alive(int(place.read_text())) for place in places))
+    return [int(place.read_text()) for place in places]
 
 
 def until(condition, seconds=30):

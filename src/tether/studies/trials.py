@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -21,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+from filelock import AcquireReturnProxy, FileLock, Timeout
+
 from tether.arguments import say
 from tether.errors import UserError
 from tether.learning.durable import write_json
@@ -31,6 +34,8 @@ TrialFunction: TypeAlias = Callable[[Mapping[str, Any], Path], Result]
 
 GRACE: Final = 60.0
 """Seconds that an orphaned worker has for a checkpoint."""
+
+_LOCK: Final = ".lock"
 
 
 @dataclass(frozen=True)
@@ -159,24 +164,53 @@ def _carry_out(trial: Trial, folder: Path) -> Result:
     place = folder / trial.name
     try:
         place.mkdir(parents=True, exist_ok=True)
-        write_json(place / "settings.json", trial.settings)
+        alone = _alone(place)
     except OSError as error:
         raise UserError(f"cannot write to {place}: {error.strerror or error}") from error
+    with alone:
+        # Whoever had it until now may have ended it.
+        done = _finished(trial, folder)
+        return _do(trial, place) if done is None else done
+
+
+def _do(trial: Trial, place: Path) -> Result:
+    write_json(place / "settings.json", trial.settings)
     try:
         result = trial.function(trial.settings, place)
     except UserError:
         # Settings that were never accepted must not hold the folder against better ones.
-        if [item.name for item in place.iterdir()] == ["settings.json"]:
-            (place / "settings.json").unlink()
-            place.rmdir()
+        if {item.name for item in place.iterdir()} <= {"settings.json", _LOCK}:
+            shutil.rmtree(place)
         raise
     write_json(place / "result.json", result)
     return result
 
 
-def _read(path: Path) -> Any:
+def _alone(place: Path) -> AcquireReturnProxy:
+    """Waits for whoever works in the folder: a study that was killed leaves a worker that saves.
+
+    Raises:
+        UserError: somebody does for longer than that takes.
+    """
+    lock = FileLock(place / _LOCK)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return lock.acquire(timeout=1.0)
+    except Timeout:
+        say(f"{place} is in use by another process, perhaps of a study just stopped; waiting")
+    try:
+        return lock.acquire(timeout=GRACE)
+    except Timeout:
+        raise UserError(
+            f"{place} is in use by another process; wait until it ends, or stop it"
+        ) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("not a JSON object")
+        return content
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}; remove it to do this trial again") from error
 
@@ -202,4 +236,9 @@ def _work(trial: Trial, folder: Path, parent: int) -> tuple[Result, float]:
     if os.getppid() != parent:
         os._exit(1)
     began = time.monotonic()
-    return _carry_out(trial, folder), time.monotonic() - began
+    try:
+        return _carry_out(trial, folder), time.monotonic() - began
+    finally:
+        # An orphan has saved what there was to save.
+        if os.getppid() != parent:
+            os._exit(1)
