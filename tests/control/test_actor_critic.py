@@ -231,11 +231,12 @@ def test_cartpole_is_solved_by_eight_environments() -> None:
         actor_learning_rate=1e-3,
         critic_learning_rate=3e-2,
     )
-    recent = 0.0
-    while recent < 195:  # of the last 100 episodes: what CartPole-v0 calls solved
+    env, score = make("CartPole-v1", 10), 0.0
+    while score < 475:
         assert learner.steps < 200_000
-        recent = learner.iterate().get("return/mean", 0.0)
-    assert evaluate(learner.policy, make("CartPole-v1", 10), episodes=10).returns.mean() >= 195
+        # Algorithm 3 finds such policies and loses them again: nothing ties it to where it was.
+        if learner.iterate().get("return/mean", 0.0) >= 150:
+            score = evaluate(learner.policy, env, episodes=10).returns.mean()
 
 
 TINY: dict[str, Any] = {"steps_per_iteration": 60, "hidden": (8,), "actor_learning_rate": 1e-3}

@@ -199,7 +199,7 @@ def test_from_record_to_a_clone_on_the_command_line(
     clone = ["train", "bc", "--env", "CartPole-v1", "--demonstrations", "expert", "--out", "clone"]
     assert cli.main([*clone, "--total-steps", "20000", "--quiet", "--json"]) == 0
     trained = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert trained["return_mean"] >= 450
+    assert trained["return_mean"] >= 475
     assert trained["episodes"] == 10
 
     evaluate_ = ["evaluate", "clone", "--episodes", "3", "--record", "again", "--json"]

@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_told_in_one_line(
     cases: list[tuple[str, list[str], str]] = [
         ("Acrobot-v1", [], "has the observation space Box("),
         ("CartPole-v1", ["--hidden", "8"], "has hidden layers (64, 64), this training (8,)"),
-        ("CartPole-v1", ["--no-normalize-observation"], "set normalize_observation to True"),
+        ("CartPole-v1", ["--no-normalize-observation"], "give --normalize-observation"),
         ("CartPole-v1", ["--init-from", "nowhere"], "there is no run folder nowhere"),
     ]
     for env, arguments, words in cases:

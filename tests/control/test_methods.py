@@ -100,15 +100,13 @@ def test_every_action_space_is_solved(method: str, kind: str) -> None:
         ("ppo-kl", {"num_envs": 8, "kl_target": 0.03, "learning_rate": 1e-3}),
     ],
 )
-def test_cartpole_is_learnt_within_60_000_steps(method: str, settings: dict[str, Any]) -> None:
+def test_cartpole_is_solved_within_60_000_steps(method: str, settings: dict[str, Any]) -> None:
     learner = learner_of(method, "CartPole-v1", **settings)
-    recent = 0.0
-    while recent < 150:  # the mean of the last 100 episodes, most of them of earlier policies
-        assert learner.steps + learner.config.steps_per_iteration <= 60_000
-        recent = learner.iterate().get("return/mean", 0.0)
-    # An untrained policy keeps the pole up for some 20 steps.
+    while learner.steps + learner.config.steps_per_iteration <= 60_000:
+        learner.iterate()
+    # An untrained policy keeps the pole up for some 20 steps of 500; 475 is what solved means.
     result = evaluate(learner.policy, make("CartPole-v1", 10), episodes=10)
-    assert result.returns.mean() >= 150
+    assert result.returns.mean() >= 475
 
 
 def on_chain(method: str, *, seed: int = 1, **settings: Any) -> OnPolicyLearner:

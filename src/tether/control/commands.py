@@ -23,7 +23,7 @@ class TrainOptions:
     env: str
     """Gymnasium environment id, such as HalfCheetah-v5 or module:Id."""
     preset: str = "default"
-    """default (what scores best) or paper (the method's publication)."""
+    """default (what scores best) or, where the method has it, paper (its publication)."""
     total_steps: int = 1_000_000
     """Environment steps to take; for bc, pairs to learn from."""
     seed: int = 0
@@ -147,6 +147,11 @@ class EvaluateOptions:
 def evaluate(arguments: Sequence[str]) -> None:
     """`tether evaluate RUN`."""
     options = parse(EvaluateOptions, arguments, prog="tether evaluate")
+    if options.video is not None:
+        from tether.control.video import film
+
+        # First, so that a film which cannot be leaves no recording in the way of its mend.
+        film(options.run, options.video, seed=options.seed)
     evaluation = training.evaluate_run(
         options.run,
         episodes=options.episodes,
@@ -158,9 +163,6 @@ def evaluate(arguments: Sequence[str]) -> None:
     if options.record is not None:
         result["demonstrations"] = str(options.record)
     if options.video is not None:
-        from tether.control.video import film
-
-        film(options.run, options.video, seed=options.seed)
         result["video"] = str(options.video)
     say(
         f"return {result['return_mean']:.1f} +- {result['return_std']:.1f} over "

@@ -202,11 +202,10 @@ def check_spaces(
 def _load_own(folder: Path, source_space: gym.Space[Any], head: ActionHead) -> Demonstrations:
     try:
         facts = json.loads((folder / FACTS).read_bytes())
-        version = facts["format"]
-        if version != FORMAT:
-            raise UserError(
-                f"demonstrations {folder} have format {version!r}; this tether reads {FORMAT}"
-            )
+        if not isinstance(facts, dict):
+            raise UserError(f"{FACTS} is damaged: it is not a JSON object")
+        if facts["format"] != FORMAT:
+            raise UserError(f"they have format {facts['format']!r}; this tether reads {FORMAT}")
         theirs = (
             space_from_json(facts["observation_space"]),
             space_from_json(facts["action_space"]),

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from tether.control.normalization import RewardScaler
 from tether.control.policy_learner import PolicyConfig, PolicyLearner, check_finite
@@ -28,7 +28,7 @@ class OnPolicyConfig(PolicyConfig):
     """Discount factor. Raising it looks further ahead and adds variance (usual: 0.98-0.999)."""
     lam: float = Field(0.95, ge=0, le=1)
     """GAE's lambda. 1 is the Monte-Carlo advantage, 0 the one-step TD error (usual: 0.9-0.98)."""
-    hidden: tuple[int, ...] = (64, 64)
+    hidden: tuple[PositiveInt, ...] = (64, 64)
     """Widths of the tanh layers of the policy and of the value network, which are separate."""
     normalize_reward: bool = True
     """Divide rewards by the running standard deviation of the discounted return."""

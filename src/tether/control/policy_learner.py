@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import numpy as np
+from pydantic import PositiveInt
 
 from tether.control.envs import VectorEnv
 from tether.control.envs.spaces_json import space_in_words
@@ -28,7 +29,7 @@ RETURN_WINDOW = 100
 class PolicyConfig(Config):
     """Settings of every policy."""
 
-    hidden: tuple[int, ...] = (64, 64)
+    hidden: tuple[PositiveInt, ...] = (64, 64)
     """Widths of the policy's tanh layers."""
     initial_log_std: float = -1.0
     """Log standard deviation every Box action starts with. Raising it explores more."""
@@ -218,11 +219,11 @@ def check_same_policy(theirs: PolicySpec, ours: PolicySpec) -> None:
     if theirs.hidden != ours.hidden:
         raise UserError(
             f"the policy to begin with has hidden layers {theirs.hidden}, this training "
-            f"{ours.hidden}; set hidden to {theirs.hidden}"
+            f"{ours.hidden}; give --hidden {' '.join(map(str, theirs.hidden))}"
         )
     if theirs.normalize != ours.normalize:
         does = "normalizes" if theirs.normalize else "does not normalize"
         raise UserError(
-            f"the policy to begin with {does} observations; set normalize_observation to "
-            f"{theirs.normalize}"
+            f"the policy to begin with {does} observations; give "
+            f"--{'' if theirs.normalize else 'no-'}normalize-observation"
         )

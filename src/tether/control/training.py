@@ -27,6 +27,7 @@ from tether.control.policy_learner import PolicyConfig, PolicyLearner
 from tether.errors import UserError
 from tether.learning.callbacks import BaseCallback, Callback
 from tether.learning.learner import Learner, Metrics
+from tether.learning.loop import check_every
 from tether.learning.metrics import read_metrics
 from tether.learning.run import Run
 from tether.learning.sinks import check_sinks
@@ -129,6 +130,7 @@ def train(
     """
     check_budget(total_steps, seed)
     check_sinks(sinks)
+    check_every(checkpoint_every)
     config = configure(method, preset, settings)
     kind = find_method(method)
     initial = load(init_from) if init_from is not None else None

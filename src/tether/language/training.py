@@ -34,6 +34,7 @@ from tether.language.tokens import Truncation
 from tether.learning.callbacks import BaseCallback, Callback
 from tether.learning.config import Config
 from tether.learning.learner import Learner, Metrics
+from tether.learning.loop import check_every
 from tether.learning.metrics import read_metrics
 from tether.learning.run import Run
 
@@ -142,6 +143,7 @@ def train(
         raise UserError(f"epochs is {epochs}; expected above 0")
     if total_steps is not None and total_steps < 1:
         raise UserError(f"total_steps is {total_steps}; expected at least 1")
+    check_every(checkpoint_every)
     group = join()
     with group.leader_first():
         material = prepare(method, setup, data, config)

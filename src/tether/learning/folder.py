@@ -197,7 +197,7 @@ class RunFolder:
                     state, info = load_checkpoint(path)
                     position = _position(path, info)
                 except DamagedCheckpointError as error:
-                    logger.warning("warning: %s; trying the one before", error)
+                    logger.warning("warning: %s; looking for an earlier one", error)
                     damaged.append(path)
                     continue
                 except RunError:

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from tether.learning.run import Run
 
 
+def check_every(steps: int | None) -> None:
+    """Raises a UserError if checkpoints cannot be saved whenever so many steps are passed."""
+    if steps is not None and steps < 1:
+        raise UserError(f"checkpoint_every is {steps}, expected at least 1 step or None")
+
+
 @dataclass(frozen=True)
 class Cadence:
     """When to save, and how many to keep."""
@@ -29,8 +35,7 @@ class Cadence:
     keep: int
 
     def __post_init__(self) -> None:
-        if self.every is not None and self.every < 1:
-            raise UserError(f"checkpoint_every is {self.every}, expected at least 1 step or None")
+        check_every(self.every)
         if self.every_seconds is not None and not self.every_seconds >= 0:
             raise UserError(
                 f"checkpoint_every_seconds is {self.every_seconds}, expected at least 0 or None"

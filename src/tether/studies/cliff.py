@@ -35,7 +35,7 @@ from tether.control.evaluation import evaluate
 from tether.control.methods.trpo import TRPO, TRPOConfig, fisher_product
 from tether.control.policy import Policy
 from tether.control.policy_gradient import mean_kl
-from tether.control.training import resume, train
+from tether.control.training import configure, resume, train
 from tether.learning.config import Config
 from tether.learning.run import Run
 from tether.studies import cliff_report as report
@@ -62,9 +62,10 @@ class CliffConfig(Config):
     """Steps of the training whose policy takes the one step."""
     transitions: int = Field(default=16_384, ge=1024)
     """Transitions from which that step's direction is estimated."""
-    lengths: tuple[PositiveFloat, ...] = (
-        1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0,
-    )  # fmt: skip
+    lengths: tuple[PositiveFloat, ...] = Field(
+        default=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
+        min_length=1,
+    )
     """Lengths of the one step: its KL divergence in nats, to second order."""
     episodes: int = Field(default=64, ge=1)
     """Episodes that measure the policy after the step; it samples, as in training."""
@@ -80,9 +81,9 @@ def run(config: CliffConfig, out: Path, *, workers: int = 2) -> dict[str, Any]:
     """
     check_envs((config.env,))
     decides = {"env", "climbed", "transitions", "lengths", "episodes"}
-    one = Trial(
-        "one-step", one_step, {name: v for name, v in config.dump().items() if name in decides}
-    )
+    settings = {name: value for name, value in config.dump().items() if name in decides}
+    # Done under other defaults it is another trial.
+    one = Trial("one-step", one_step, {**settings, "trpo": configure("trpo").dump()})
     chosen = trainings(config)
     results = run_trials([one, *chosen], out, workers=workers)
     return report.write(out, config.dump(), chosen, results)
@@ -132,7 +133,7 @@ COMMON: Final = {
 
 def one_step(settings: Mapping[str, Any], place: Path) -> Result:
     """A trial: policies along two directions, what is promised of them, and what they earn."""
-    config = CliffConfig.load(settings)
+    config = CliffConfig.load({name: v for name, v in settings.items() if name != "trpo"})
     learner = _climb(config, place / "run")
     try:
         learner.collector.reset(1)

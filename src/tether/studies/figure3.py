@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from tether.control.methods import find_method
 from tether.learning.config import Config
 from tether.studies import figure3_report as report
 from tether.studies.command_line import carry_out
@@ -31,9 +32,9 @@ METHODS: Final = ("ppo", "trpo", "a2c", "a2c-tr", "vpg", "cem")
 class Figure3Config(Config):
     """Settings of the study; fewer tasks, methods or seeds are a part of the whole, and kept."""
 
-    envs: tuple[str, ...] = MUJOCO
+    envs: tuple[str, ...] = Field(default=MUJOCO, min_length=1)
     """Tasks, as Gymnasium ids."""
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = Field(default=METHODS, min_length=1)
     """Methods, of `tether methods`."""
     preset: str = "default"
     """Preset of every method's settings: default or paper."""
@@ -43,6 +44,14 @@ class Figure3Config(Config):
     """Environment steps of each training."""
     episodes: int = Field(default=20, ge=1)
     """Evaluation episodes of each last policy."""
+
+    @field_validator("methods")
+    @classmethod
+    def _learn_from_rewards(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
+        for method in methods:
+            if "demonstrations" in find_method(method).config_class.model_fields:
+                raise ValueError(f"{method} learns from demonstrations, not from rewards")
+        return methods
 
 
 def run(config: Figure3Config, out: Path, *, workers: int = 2) -> dict[str, Any]:

@@ -47,9 +47,9 @@ LABELS: Final = {
 class Table1Config(Config):
     """Settings of the study; fewer tasks, rows or seeds are a part of the whole, and kept."""
 
-    envs: tuple[str, ...] = MUJOCO
+    envs: tuple[str, ...] = Field(default=MUJOCO, min_length=1)
     """Tasks, as Gymnasium ids."""
-    rows: tuple[str, ...] = tuple(VARIANTS)
+    rows: tuple[str, ...] = Field(default=tuple(VARIANTS), min_length=1)
     """Rows of the table: none, clip-0.2, adaptive-0.01, fixed-1, ..."""
     preset: str = "paper"
     """Preset of PPO's settings: the paper's (its table 3) or default."""
@@ -90,9 +90,9 @@ def run(config: Table1Config, out: Path, *, workers: int = 2) -> dict[str, Any]:
         Trial(f"random-{env}", random_policy, {"env": env, "episodes": config.random_episodes})
         for env in config.envs
     ]
-    random = run_trials(begin, out)
-    results = run_trials([trial for trial, _ in chosen], out, workers=workers)
-    found = gather(config, random, chosen, results)
+    # All at once, so that an `out` that holds another study is refused before anything is done.
+    results = run_trials([*begin, *(trial for trial, _ in chosen)], out, workers=workers)
+    found = gather(config, chosen, results)
     write_json(out / "table1.json", found, indent=None)
     draw(found, out / "table1.png")
     return found
@@ -138,7 +138,6 @@ def random_policy(settings: Mapping[str, Any], place: Path) -> Result:
 
 def gather(
     config: Table1Config,
-    random: Mapping[str, Result],
     trials: Sequence[tuple[Trial, str]],
     results: Mapping[str, Result],
 ) -> dict[str, Any]:
@@ -146,7 +145,7 @@ def gather(
 
     A training that diverged counts with its last score, and as a random policy if it had none yet.
     """
-    floors = {env: random[f"random-{env}"]["return"] for env in config.envs}
+    floors = {env: results[f"random-{env}"]["return"] for env in config.envs}
     raw: dict[str, dict[str, list[float]]] = {row: {} for row in config.rows}
     for trial, row in trials:
         env, score = trial.settings["env"], results[trial.name]["last_100"]

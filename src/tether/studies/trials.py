@@ -69,9 +69,12 @@ def run_trials(
 
     Raises:
         UserError: the folder holds a trial of this name with other settings, or what a trial
-            raised, or two trials have one name. Trials that are done stay done.
+            raised, or two trials have one name, or there are no workers. Trials that are done
+            stay done.
         Interrupted: a trial was stopped by a signal; its checkpoint is saved.
     """
+    if workers < 1:
+        raise UserError(f"workers is {workers}; expected at least 1")
     for name, times in Counter(trial.name for trial in trials).items():
         if times > 1:
             raise UserError(
@@ -88,7 +91,7 @@ def run_trials(
     if progress and results and waiting:
         say(f"{len(results)} of {len(trials)} trials were done before")
     report = _Report(len(waiting)) if progress else None
-    if workers <= 1 or len(waiting) <= 1:
+    if workers == 1 or len(waiting) <= 1:
         for trial in waiting:
             began = time.monotonic()
             results[trial.name] = _carry_out(trial, folder)

@@ -65,11 +65,11 @@ class VarianceConfig(Config):
 
     env: str = "FrozenLake-v1"
     """Gymnasium id of an environment with a table of transitions, such as FrozenLake-v1."""
-    step_costs: tuple[float, ...] = (0.0, 0.1)
+    step_costs: tuple[float, ...] = Field(default=(0.0, 0.1), min_length=1)
     """What every step costs: 0 leaves FrozenLake its one reward at the goal."""
     gamma: float = Field(default=0.99, gt=0, lt=1)
     """Discount per step."""
-    batch_sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    batch_sizes: tuple[int, ...] = Field(default=(1, 2, 4, 8, 16, 32, 64, 128, 256), min_length=1)
     """Episodes in a gradient estimate."""
     episodes: int = Field(default=16_384, ge=2)
     """Episodes of each policy; a batch size divides them into independent estimates."""

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import jax
 import numpy as np
 from jax import numpy as jnp
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from tether import objectives
 from tether.control.compilation import share
@@ -54,7 +54,7 @@ class ActorCriticConfig(PolicyConfig):
     """The slide's alpha_a. It multiplies Q, so large returns want a small one (1e-5 to 1e-2)."""
     critic_learning_rate: float = Field(3e-3, gt=0)
     """The slide's alpha_c. Above alpha_a, so that Q follows the policy (1e-3 to 1e-1)."""
-    hidden: tuple[int, ...] = (64, 64)
+    hidden: tuple[PositiveInt, ...] = (64, 64)
     """Widths of the tanh layers of the policy and of Q, which are separate."""
     normalize_observation: bool = False
     """Normalize observations by their running statistics, which the slide does not."""

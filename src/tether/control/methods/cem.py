@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import jax
 import numpy as np
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from tether.control.networks import Network, forward
 from tether.control.policy import PolicyParameters
@@ -42,7 +42,7 @@ class CEMConfig(PolicyConfig):
     """Generations over which that addition (its variance) falls linearly to none."""
     longest_episode: int = Field(10_000, ge=1)
     """Steps after which an episode is cut, for environments that set no limit themselves."""
-    hidden: tuple[int, ...] = ()
+    hidden: tuple[PositiveInt, ...] = ()
     """Widths of tanh layers; none is a linear policy. Every width multiplies what is searched."""
 
 
