@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 
 import tether
 from tether import cli
+from tether.errors import Interrupted
 from tether.learning import Run, load_checkpoint, read_metrics
 
 CONTROL = Path(__file__).parent / "control"
@@ -262,6 +263,19 @@ def test_an_environment_that_gives_nan_is_the_users_and_one_that_crashes_is_told
     assert (child.returncode, out) == (1, "")
     assert "Traceback" in err
     assert err.endswith("RuntimeError: the robot fell off the table\n")
+
+
+@pytest.mark.parametrize("how", [KeyboardInterrupt, Interrupted])
+def test_a_stopped_study_tells_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], how: type[BaseException]
+) -> None:
+    def stop(arguments: Sequence[str]) -> None:
+        raise how("stopped")
+
+    monkeypatch.setattr("tether.studies.commands.study", stop)
+    assert cli.main(["study", "figure3"]) == 130
+    told = capsys.readouterr().err
+    assert told == "tether: stopped; the same command goes on where this one stopped\n"
 
 
 def test_interrupted_killed_three_times_and_resumed_equals_never_stopped(

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from chain_environment import FORWARD, Chain
 
-from tether.control.demonstrations import Recorder
+from tether.control.demonstrations import EPISODES, FACTS, Recorder
 from tether.control.distributions import action_head
 from tether.control.envs import Step
 from tether.control.evaluation import evaluate
 from tether.control.networks import Layer, Network
 from tether.control.policy import Policy, PolicyParameters, PolicySpec
+from tether.learning import load_checkpoint, save_checkpoint
 
 
 def write(
@@ -28,6 +30,53 @@ def write(
             recorder.after(step, np.ones(1, bool))
     recorder.save(env="Known", source_space=observation_space, head=action_head(action_space))
     return folder
+
+
+def chain_folder(folder: Path, episodes: int = 10, mistakes: float = 0.0) -> Path:
+    """The best policy of the chain, which presses the wrong button now and then and stays put."""
+    rng = np.random.default_rng(0)
+    given = []
+    for _ in range(episodes):
+        wrong = rng.random(5) < mistakes
+        given.append((np.eye(5, dtype=np.float32), np.array(FORWARD) ^ wrong))
+    return write(folder, Chain.observation_space, Chain.action_space, given)
+
+
+def damage(folder: Path, how: str) -> None:
+    """Do to a folder of the chain what `how` says."""
+    state, info = load_checkpoint(folder / EPISODES)
+    arrays: dict[str, Any] = dict(state)
+    if how == "truncated":
+        content = (folder / EPISODES).read_bytes()
+        (folder / EPISODES).write_bytes(content[: len(content) // 2])
+        return
+    if how == "missing":
+        (folder / EPISODES).unlink()
+        return
+    if how in ("facts", "list", "future"):
+        text = (folder / FACTS).read_text()
+        cut = {"facts": text[:40], "list": "[]"}.get(
+            how, text.replace('"format": 1', '"format": 7')
+        )
+        (folder / FACTS).write_text(cut)
+        return
+    if how == "nan":
+        arrays["observation"][13, 2] = np.nan
+    elif how == "ragged":
+        arrays["action"] = arrays["action"][:-1]
+    elif how == "empty":
+        arrays = {name: array[:0] for name, array in arrays.items()}
+    elif how == "empty episode":
+        arrays["length"] = np.append(arrays["length"], 0)
+    elif how == "choice":
+        arrays["action"][7] = 2
+    elif how == "fraction":
+        arrays["action"] = arrays["action"] + 0.5
+    elif how == "narrow":
+        arrays["observation"] = arrays["observation"][:, :4]
+    elif how == "no action":
+        del arrays["action"]
+    save_checkpoint(folder / EPISODES, arrays, info)
 
 
 def balancer(env: Any) -> Policy:

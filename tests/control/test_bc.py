@@ -8,21 +8,18 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from chain_environment import BEST, FORWARD, Chain
+from chain_environment import BEST, Chain
 from comparisons import assert_equal_runs, assert_equal_states
-from demonstrators import balancer, record, write
+from demonstrators import balancer, chain_folder, damage, record, write
 from gymnasium import spaces
-from toy_environments import Copy, CopyDict
+from toy_environments import Copy
 
 import tether
 from tether import cli
 from tether.control.demonstrations import EPISODES, FACTS, Recorder, load_demonstrations
-from tether.control.distributions import action_head
 from tether.control.envs import make
-from tether.control.envs.spaces import flatten_observation
 from tether.control.evaluation import evaluate
 from tether.control.methods.bc import BCConfig, BehaviourCloning
-from tether.control.minari_dataset import flatten_batch
 from tether.errors import UserError
 from tether.learning import Run, load_checkpoint, read_metrics, save_checkpoint
 
@@ -33,16 +30,6 @@ def learner_of(env: Any, path: Path | None, *, seed: int = 0, **settings: Any) -
     config = BCConfig(demonstrations=path, **{"evaluation_episodes": 0, **settings})
     world = make(env, BehaviourCloning.environments(config))
     return BehaviourCloning(config, world, seed=seed, total_steps=10**6)
-
-
-def chain_folder(folder: Path, episodes: int = 10, mistakes: float = 0.0) -> Path:
-    """The best policy of the chain, which presses the wrong button now and then and stays put."""
-    rng = np.random.default_rng(0)
-    given = []
-    for _ in range(episodes):
-        wrong = rng.random(5) < mistakes
-        given.append((np.eye(5, dtype=np.float32), np.array(FORWARD) ^ wrong))
-    return write(folder, Chain.observation_space, Chain.action_space, given)
 
 
 def test_choices_are_learnt_as_often_as_they_were_made(tmp_path: Path) -> None:
@@ -225,205 +212,6 @@ def test_from_record_to_a_clone_on_the_command_line(
     assert not list(tmp_path.glob(".*tmp"))
 
 
-@pytest.mark.parametrize(
-    "space", [spaces.Discrete(4, start=-1), spaces.MultiDiscrete([3, 2]), spaces.MultiBinary(3),
-              spaces.Box(-1, 1, (2,))], ids=repr)  # fmt: skip
-def test_actions_come_back_as_a_policy_stores_them(space: spaces.Space) -> None:
-    head = action_head(space)
-    space.seed(0)
-    given = np.array([space.sample() for _ in range(20)])
-    stored = head.from_environment(given)
-    assert stored.shape == (20, *head.shape)
-    assert stored.dtype == head.dtype
-    if head.sizes:
-        assert stored.min() == 0
-        assert (stored.max(0) == np.array(head.sizes) - 1).all()
-    np.testing.assert_array_equal(head.to_environment(stored), given)
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning:minari")
-@pytest.mark.parametrize("form", ["hdf5", "arrow", "parquet"])
-def test_minari_datasets_are_read(
-    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    import minari
-    from minari.data_collector import EpisodeBuffer
-
-    env = CopyDict()
-    rng = np.random.default_rng(0)
-    buffers, seen, done = [], [], []
-    for n, steps in enumerate((4, 7)):
-        rows = [env.observation_space.sample() for _ in range(steps + 1)]
-        actions = [env.action_space.sample() for _ in range(steps)]
-        seen += rows[:-1]
-        done += actions
-        stacked = {key: np.array([row[key] for row in rows]) for key in rows[0]}
-        buffers.append(
-            EpisodeBuffer(
-                id=n,
-                observations=stacked,
-                actions=np.array(actions),
-                rewards=list(rng.random(steps)),
-                terminations=[False] * steps,
-                truncations=[False] * (steps - 1) + [True],
-                infos={},
-            )
-        )
-    minari.create_dataset_from_buffers(
-        "copy/expert-v0", buffers, observation_space=env.observation_space,
-        action_space=env.action_space, data_format=form, algorithm_name="known", author="known",
-        author_email="known@example.org", code_permalink="https://example.org",
-    )  # fmt: skip
-    folder = tmp_path / "copy" / "expert-v0"
-    head = action_head(env.action_space)
-    for place in (folder, folder / "data"):
-        pairs = load_demonstrations(place, env.observation_space, head)
-        truth = [flatten_observation(env.observation_space, row) for row in seen]
-        np.testing.assert_array_equal(pairs.observation, np.array(truth))
-        assert pairs.observation.dtype == np.array(truth).dtype
-        np.testing.assert_array_equal(pairs.action, done)
-        np.testing.assert_array_equal(pairs.length, [4, 7])
-    with pytest.raises(UserError, match=r"have the action space MultiDiscrete\(\[3 2\].*Discrete"):
-        load_demonstrations(folder, env.observation_space, action_head(spaces.Discrete(3)))
-    if form == "hdf5":
-        assert learner_of(CopyDict, folder).iterate()["imitation/held_out_loss"] > 0
-    # Cut off, and without its spaces.
-    for file in folder.glob("data/**/*"):
-        if file.is_file() and file.suffix != ".json":
-            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(UserError, match="cannot be read as a Minari dataset") as caught:
-        load_demonstrations(folder, env.observation_space, head)
-    assert "\n" not in str(caught.value)
-    (folder / "data" / "metadata.json").write_text('{"env_spec": "{}"}')
-    with pytest.raises(UserError, match="do not say their spaces"):
-        load_demonstrations(folder, env.observation_space, head)
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning:minari")
-@pytest.mark.parametrize("shapes", [[(1,)], [(3,)], [(2,), (3,)]])
-def test_minari_actions_of_another_shape_are_refused(
-    shapes: list[tuple[int, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    import minari
-    from minari.data_collector import EpisodeBuffer
-
-    see, act = spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,))
-    buffers = [
-        EpisodeBuffer(
-            id=n, observations=np.zeros((5, 3), np.float32), actions=np.zeros((4, *shape)),
-            rewards=[0.0] * 4, terminations=[False] * 4, truncations=[False] * 3 + [True], infos={},
-        )
-        for n, shape in enumerate(shapes)
-    ]  # fmt: skip
-    minari.create_dataset_from_buffers(
-        "odd/actions-v0", buffers, observation_space=see, action_space=act, data_format="hdf5",
-        algorithm_name="known", author="known", author_email="known@example.org",
-        code_permalink="https://example.org",
-    )  # fmt: skip
-    with pytest.raises(UserError, match=r"action of episode \d has shape \(\d,\).* \(2,\)"):
-        load_demonstrations(tmp_path / "odd" / "actions-v0", see, action_head(act))
-
-
-def test_actions_out_of_their_bounds_are_refused(tmp_path: Path) -> None:
-    see, act = spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,))
-
-    def folder(name: str, greatest: float) -> Path:
-        actions = np.zeros((5, 2), np.float32)
-        actions[3, 1] = greatest
-        return write(tmp_path / name, see, act, [(np.zeros((5, 3), np.float32), actions)] * 2)
-
-    load_demonstrations(folder("rounded", 1 + 1e-7), see, action_head(act))
-    with pytest.raises(
-        UserError, match=r"action 3 of episode 0 is \[.*7.*outside of Box"
-    ) as caught:
-        load_demonstrations(folder("wild", 7.0), see, action_head(act))
-    assert "\n" not in str(caught.value)
-
-
-def test_batches_of_nested_observations_are_flattened_row_by_row() -> None:
-    space = spaces.Dict({
-        "a": spaces.Discrete(3, start=2),
-        "b": spaces.Tuple([spaces.MultiDiscrete([2, 4], start=[1, 0]), spaces.Box(-1, 1, (2, 2))]),
-        "c": spaces.MultiBinary(3),
-    })  # fmt: skip
-    space.seed(0)
-    rows = [space.sample() for _ in range(9)]
-    stacked = {
-        "a": np.array([row["a"] for row in rows]),
-        "b": tuple(np.array([row["b"][i] for row in rows]) for i in range(2)),
-        "c": np.array([row["c"] for row in rows]),
-    }
-    truth = [flatten_observation(space, row) for row in rows]
-    np.testing.assert_array_equal(flatten_batch(space, stacked), truth)
-    image = spaces.Box(0, 255, (6, 7), np.uint8)
-    assert flatten_batch(image, np.zeros((5, 6, 7), np.uint8)).shape == (5, 6, 7, 1)
-
-
-def damage(folder: Path, how: str) -> None:
-    """Do to a folder of the chain what `how` says."""
-    state, info = load_checkpoint(folder / EPISODES)
-    arrays: dict[str, Any] = dict(state)
-    if how == "truncated":
-        content = (folder / EPISODES).read_bytes()
-        (folder / EPISODES).write_bytes(content[: len(content) // 2])
-        return
-    if how == "missing":
-        (folder / EPISODES).unlink()
-        return
-    if how in ("facts", "future"):
-        text = (folder / FACTS).read_text()
-        cut = text[:40] if how == "facts" else text.replace('"format": 1', '"format": 7')
-        (folder / FACTS).write_text(cut)
-        return
-    if how == "nan":
-        arrays["observation"][13, 2] = np.nan
-    elif how == "ragged":
-        arrays["action"] = arrays["action"][:-1]
-    elif how == "empty":
-        arrays = {name: array[:0] for name, array in arrays.items()}
-    elif how == "empty episode":
-        arrays["length"] = np.append(arrays["length"], 0)
-    elif how == "choice":
-        arrays["action"][7] = 2
-    elif how == "fraction":
-        arrays["action"] = arrays["action"] + 0.5
-    elif how == "narrow":
-        arrays["observation"] = arrays["observation"][:, :4]
-    elif how == "no action":
-        del arrays["action"]
-    save_checkpoint(folder / EPISODES, arrays, info)
-
-
-@pytest.mark.parametrize(
-    ("how", "words"),
-    [
-        ("truncated", r"cannot be used: .*episodes.safetensors is damaged: its checksum"),
-        ("missing", r"cannot be used: cannot read .*episodes.safetensors: No such file"),
-        ("facts", r"demonstrations.json is damaged: JSONDecodeError"),
-        ("future", r"have format 7; this tether reads 1"),
-        ("nan", r"observation 3 of episode 2 holds nan; leave the episode out"),
-        ("ragged", r"are ragged: 49 rows of action for 50 steps"),
-        ("empty", r"are empty: expected at least one episode"),
-        ("empty episode", r"episode 10 is empty; leave it out"),
-        ("choice", r"action 2 of episode 1 is 2, which is not in Discrete\(2\)"),
-        ("fraction", r"action 0 of episode 0 is 0.5, which is not in Discrete\(2\)"),
-        ("narrow", r"each observation has shape \(4,\), its space promises \(5,\)"),
-        ("no action", r"have no action in episodes.safetensors"),
-    ],
-)
-def test_bad_demonstrations_are_told_in_one_line(tmp_path: Path, how: str, words: str) -> None:
-    folder = chain_folder(tmp_path / "d")
-    load_demonstrations(folder, Chain.observation_space, action_head(Chain.action_space))
-    damage(folder, how)
-    with pytest.raises(UserError, match=words) as caught:
-        tether.train("bc", Chain, demonstrations=folder, out=tmp_path / "r", **QUIET)
-    assert "\n" not in str(caught.value)
-    assert str(folder) in str(caught.value)
-    assert not (tmp_path / "r").exists()
-
-
 def test_demonstrations_of_something_else_or_none_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -452,29 +240,6 @@ def test_demonstrations_of_something_else_or_none_are_told(
     assert "give --demonstrations PATH" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"--record .*file is a file; expected a new or empty"):
         Recorder(tmp_path / "file")
-
-
-def test_a_path_that_cannot_even_be_looked_at_is_told() -> None:
-    path = "x" * 300
-    head = action_head(Chain.action_space)
-    with pytest.raises(UserError, match=r"cannot read demonstrations x+: File name too long"):
-        load_demonstrations(path, Chain.observation_space, head)
-    with pytest.raises(UserError, match=r"cannot use --record x+: File name too long"):
-        Recorder(path)
-
-
-def test_a_folder_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tether.control.demonstrations as module
-
-    def full(path: Path) -> None:
-        # The episodes are there already when the disk fills up.
-        assert (path.parent / EPISODES).stat().st_size > 1000
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(module, "replaced", full)
-    with pytest.raises(UserError, match=r"cannot write .*d: the disk is full"):
-        chain_folder(tmp_path / "d")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_twice_is_the_same_and_a_checkpoint_continues_bit_for_bit(tmp_path: Path) -> None:

@@ -1,11 +1,9 @@
-"""Finished runs: loaded anywhere, evaluated, drawn and filmed; several seeds side by side."""
+"""Finished runs: loaded anywhere, evaluated and drawn; several seeds side by side."""
 
-import os
 import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from comparisons import assert_equal_runs
+from short_runs import SHORT, TINY, cheetah_run, pairs_run
 from toy_environments import Script
 
 import tether
@@ -24,36 +23,19 @@ from tether.control.evaluation import evaluate
 from tether.control.policy import Policy, PolicySpec
 from tether.control.seeds import train_seeds
 from tether.control.training import Trained
-from tether.control.video import choose_renderer, film
 from tether.errors import UserError
 from tether.learning import read_metrics
 from tether.learning.plots import learning_curves
 
-TINY: dict[str, Any] = {
-    "num_envs": 4,
-    "steps_per_iteration": 128,
-    "minibatch_size": 32,
-    "epochs": 2,
-    "hidden": (8,),
-    "learning_rate": 0.01,
-    "initial_log_std": 0.0,
-    "progress": False,
-    "sinks": (),
-}
-SHORT = {"env_kwargs": {"max_episode_steps": 25}}
-
 
 @pytest.fixture(scope="module")
 def cheetah(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    out = tmp_path_factory.mktemp("runs") / "cheetah"
-    return tether.train("ppo", "HalfCheetah-v5", total_steps=512, seed=3, out=out, **SHORT, **TINY)
+    return cheetah_run(tmp_path_factory.mktemp("runs") / "cheetah")
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    out = tmp_path_factory.mktemp("runs") / "pairs"
-    env = "toy_environments:CopyDict-v0"
-    return tether.train("ppo", env, total_steps=512, seed=3, out=out, **TINY)
+    return pairs_run(tmp_path_factory.mktemp("runs") / "pairs")
 
 
 def test_predict_is_the_network_over_normalized_observations(cheetah: Trained) -> None:
@@ -205,6 +187,24 @@ def test_evaluation_repeats_itself(cheetah: Trained) -> None:
         assert (first.returns != other.returns).all()
     mode = tether.evaluate_run(cheetah.run, episodes=3)
     assert (mode.returns != first.returns).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--hidden", "-3"], "hidden"),
+        (["--hidden", "0"], "hidden"),
+        (["--checkpoint-every", "0"], "checkpoint_every is 0, expected at least 1 step"),
+    ],
+)
+def test_bad_trainings_are_told_and_leave_no_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    command = ["train", "ppo", "--env", "CartPole-v1", "--out", str(tmp_path / "run")]
+    assert cli.main([*command, *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("argument", "value"), [("episodes", 0), ("seed", -1)])
@@ -385,83 +385,3 @@ def test_a_curve_that_cannot_be_drawn_is_told(
     with pytest.raises(UserError, match=words) as caught:
         learning_curves([cheetah.run], tmp_path / file, **options)
     assert "\n" not in str(caught.value)
-
-
-@pytest.fixture
-def screenless(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A machine without a screen, on which nobody has chosen a renderer."""
-    for name in ("DISPLAY", "MUJOCO_GL", "PYOPENGL_PLATFORM"):
-        # Set and deleted, so that what choose_renderer sets is undone as well.
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    choose_renderer.cache_clear()
-    yield
-    choose_renderer.cache_clear()
-
-
-@pytest.mark.usefixtures("screenless")
-def test_a_film_shows_the_policy_at_work(
-    cheetah: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
-) -> None:
-    import av
-
-    monkeypatch.chdir(tmp_path)
-    path = film(cheetah.run, tmp_path / "films" / "cheetah.mp4", seed=0, frames=100)
-    with av.open(str(path)) as container:
-        assert container.streams.video[0].codec_context.name == "h264"
-        assert float(container.streams.video[0].average_rate) == pytest.approx(20)
-        frames = np.array([f.to_ndarray(format="rgb24") for f in container.decode(video=0)], float)
-    # 25 steps to an episode, the first frame and the last included.
-    assert len(frames) == 26
-    assert frames.std() > 10
-    assert np.abs(frames[1:] - frames[:-1]).mean(axis=(1, 2, 3)).min() > 0.01
-    assert [entry.name for entry in path.parent.iterdir()] == ["cheetah.mp4"]
-    # MuJoCo finds the model's old attribute worth a log file; the user has no use for it.
-    assert not (tmp_path / "MUJOCO_LOG.TXT").exists()
-    assert "WARNING" not in capfd.readouterr().err
-
-
-@pytest.mark.filterwarnings("ignore:.*render_mode")
-@pytest.mark.usefixtures("screenless")
-def test_films_that_cannot_be_made_are_told(
-    cheetah: Trained, pairs: Trained, tmp_path: Path
-) -> None:
-    (tmp_path / "file").touch()
-    for run, file, words in (
-        (cheetah.run, "film.gif", "film.gif; expected a name that ends in .mp4"),
-        (cheetah.run, "file/film.mp4", "cannot write .*file/film.mp4"),
-        (pairs.run, "film.mp4", "CopyDict-v0 cannot be made"),
-    ):
-        with pytest.raises(UserError, match=words):
-            film(run, tmp_path / file, seed=0, frames=3)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
-
-
-def test_no_renderer_is_one_clear_line(tmp_path: Path) -> None:
-    # Libraries that are there and cannot be loaded, before the good ones on the search path.
-    for name in ("EGL", "OSMesa"):
-        for suffix in ("", *(f".{i}" for i in range(10))):
-            (tmp_path / f"lib{name}.so{suffix}").touch()
-    unset = ("DISPLAY", "MUJOCO_GL", "PYOPENGL_PLATFORM")
-    environment = {name: value for name, value in os.environ.items() if name not in unset}
-    script = textwrap.dedent("""
-        from tether.control.video import choose_renderer
-        from tether.errors import UserError
-        try:
-            choose_renderer()
-        except UserError as error:
-            print(error)
-    """)
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env=environment | {"LD_LIBRARY_PATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    (line,) = done.stdout.splitlines()
-    assert line.startswith("no renderer works here (egl: ")
-    assert "; osmesa: " in line
-    assert "install EGL or OSMesa" in line

@@ -57,6 +57,7 @@ def test_both_methods_are_trained_at_every_size(found) -> None:
         ({"env": "Hoper-v5"}, "Hoper.*Hopper-v5"),
         ({"transitions": 8}, "transitions is 8"),
         ({"lengths": (0.1, -0.1)}, "lengths.*-0.1"),
+        ({"lengths": ()}, r"lengths is \(\)"),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_written(tmp_path, wrong, said) -> None:

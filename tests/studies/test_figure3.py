@@ -64,7 +64,12 @@ def test_other_settings_are_refused(study) -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
-    [({"methods": ("ppo", "cme")}, "'cme'.*'cem'"), ({"envs": ("Hoper-v5",)}, "Hoper.*Hopper-v5")],
+    [
+        ({"methods": ("ppo", "cme")}, "'cme'.*'cem'"),
+        ({"envs": ("Hoper-v5",)}, "Hoper.*Hopper-v5"),
+        ({"methods": ("ppo", "bc")}, "bc learns from demonstrations"),
+        ({"methods": ()}, r"methods is \(\)"),
+    ],
 )
 def test_a_mistyped_name_is_told_before_anything_is_written(tmp_path, wrong, said) -> None:
     with pytest.raises(UserError, match=said):
@@ -197,12 +202,22 @@ class TestTable1:
         assert settings["settings"] == {"beta": 3.0, "fixed_beta": True}
         assert (tmp_path / "table1" / "table1.png").stat().st_size > 10_000
 
+    def test_another_study_is_refused_before_anything_is_done(self, tmp_path) -> None:
+        config = table1.Table1Config(envs=("InvertedPendulum-v5",), rows=("none",), seeds=1)
+        place = tmp_path / "none-InvertedPendulum-v5-0"
+        place.mkdir()
+        (place / "settings.json").write_text("{}")
+        with pytest.raises(UserError, match="other settings"):
+            table1.run(config, tmp_path)
+        assert list(tmp_path.iterdir()) == [place]
+
     def test_a_training_without_a_score_counts_as_a_random_policy(self) -> None:
         config = table1.Table1Config(envs=("Reacher-v5",), rows=("none", "clip-0.2"), seeds=1)
         chosen = table1.trials(config)
         results = {trial.name: {"last_100": -5.0} for trial, _ in chosen}
+        results["random-Reacher-v5"] = {"return": -43.0}
         results["none-Reacher-v5-0"] = {"last_100": None, "diverged": "at once"}
-        found = table1.gather(config, {"random-Reacher-v5": {"return": -43.0}}, chosen, results)
+        found = table1.gather(config, chosen, results)
         assert [row["score"] for row in found["rows"].values()] == [0.0, 1.0]
         assert found["diverged"] == ["none-Reacher-v5-0"]
 
@@ -216,10 +231,9 @@ class TestTable1:
             for trial, row in chosen
             for seed in [trial.settings["seed"]]
         }
-        random = {"random-Reacher-v5": {"return": -40.0}, "random-Hopper-v5": {"return": 0.0}}
-        found = table1.gather(
-            table1.Table1Config(envs=envs, rows=rows, seeds=2), random, chosen, results
-        )["rows"]
+        results |= {f"random-{e}": {"return": r} for e, r in zip(envs, (-40.0, 0.0), strict=True)}
+        config = table1.Table1Config(envs=envs, rows=rows, seeds=2)
+        found = table1.gather(config, chosen, results)["rows"]
         # Each seed's mean over the two tasks.
         none, clip = ((0 + 0.1) / 2, (20 / 35 + 0.2) / 2), ((1 + 1) / 2, (30 / 35 + 0.5) / 2)
         for row, scores in (("none", none), ("clip-0.2", clip)):

@@ -120,6 +120,12 @@ def test_one_name_twice_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_no_workers_are_refused(tmp_path):
+    with pytest.raises(UserError, match="workers is 0; expected at least 1"):
+        run_trials(squares(1), tmp_path, workers=0)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_study_without_trials_has_no_results(tmp_path):
     assert run_trials([], tmp_path, workers=2) == {}
 
