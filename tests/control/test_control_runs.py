@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from comparisons import assert_equal_runs
-from short_runs import SHORT, TINY, cheetah_run, pairs_run
+from short_runs import SHORT, TINY
 from toy_environments import Script
 
 import tether
@@ -26,16 +26,6 @@ from tether.control.training import Trained
 from tether.errors import UserError
 from tether.learning import read_metrics
 from tether.learning.plots import learning_curves
-
-
-@pytest.fixture(scope="module")
-def cheetah(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return cheetah_run(tmp_path_factory.mktemp("runs") / "cheetah")
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return pairs_run(tmp_path_factory.mktemp("runs") / "pairs")
 
 
 def test_predict_is_the_network_over_normalized_observations(cheetah: Trained) -> None:

@@ -13,23 +13,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from short_runs import cheetah_run, pairs_run
 
 from tether import cli
 from tether.control import video
 from tether.control.training import Trained
 from tether.control.video import choose_renderer, film
 from tether.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def cheetah(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return cheetah_run(tmp_path_factory.mktemp("runs") / "cheetah")
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return pairs_run(tmp_path_factory.mktemp("runs") / "pairs")
 
 
 def robot_pixels(world: gym.Env[Any, Any], x: float) -> int:

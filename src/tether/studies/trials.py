@@ -18,11 +18,12 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from filelock import AcquireReturnProxy, FileLock, Timeout
+from filelock import FileLock, Timeout
 
 from tether.arguments import say
 from tether.errors import UserError
@@ -189,7 +190,7 @@ def _do(trial: Trial, place: Path) -> Result:
     return result
 
 
-def _alone(place: Path) -> AcquireReturnProxy:
+def _alone(place: Path) -> AbstractContextManager[object]:
     """Waits for whoever works in the folder: a study that was killed leaves a worker that saves.
 
     Raises:
