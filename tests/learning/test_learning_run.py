@@ -243,7 +243,7 @@ def test_a_damaged_checkpoint_at_any_length_falls_back_to_the_one_before(
         assert Run.open(trained).load()["steps"] == 320
         assert [record.levelno for record in caplog.records] == [logging.WARNING]
         assert str(newest) in caplog.text
-        assert "trying the one before" in caplog.text
+        assert "looking for an earlier one" in caplog.text
     finish(trained)
     assert_same_run(trained, straight)
     names = sorted(path.name for path in (trained / "checkpoints").iterdir())
