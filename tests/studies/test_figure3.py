@@ -68,7 +68,7 @@ def test_other_settings_are_refused(study) -> None:
         ({"methods": ("ppo", "cme")}, "'cme'.*'cem'"),
         ({"envs": ("Hoper-v5",)}, "Hoper.*Hopper-v5"),
         ({"methods": ("ppo", "bc")}, "bc learns from demonstrations"),
-        ({"methods": ()}, r"methods is \(\)"),
+        ({"methods": ()}, r"methods is \(\); expected at least 1"),
     ],
 )
 def test_a_mistyped_name_is_told_before_anything_is_written(tmp_path, wrong, said) -> None:

@@ -102,6 +102,8 @@ def _problem(model: type[BaseModel], problem: ErrorDetails) -> str:
     for lead, replacement in (("Input should be ", "expected "), ("Value error, ", "")):
         if message.startswith(lead):
             message = replacement + message.removeprefix(lead)
+    if problem["type"] == "too_short":
+        message = f"expected at least {problem['ctx']['min_length']}"
     message = " ".join(message.split())
     if not location:
         return message
