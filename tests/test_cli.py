@@ -272,7 +272,7 @@ def test_a_stopped_study_tells_how_to_go_on(
     def stop(arguments: Sequence[str]) -> None:
         raise how("stopped")
 
-    monkeypatch.setattr("tether.studies.commands.study", stop)
+    monkeypatch.setattr("tether.studies.commands.find_study", lambda name: stop)
     assert cli.main(["study", "figure3"]) == 130
     told = capsys.readouterr().err
     assert told == "tether: stopped; the same command goes on where this one stopped\n"

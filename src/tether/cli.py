@@ -71,12 +71,8 @@ COMMANDS: dict[str, Command] = {
     "demo": Command("", "see both halves at work, from nothing", "tether.studies.demo:demo"),
 }
 
-# How one goes on after Ctrl-C: where runs have checkpoints, and where trials are kept.
-_LEARNING = dict.fromkeys(
-    ("train", "resume", "sft", "reward", "rlhf", "dpo"),
-    "; `tether resume` goes on from the last checkpoint",
-)
-_GOING_ON = {**_LEARNING, "study": "; the same command goes on where this one stopped"}
+# Those whose runs have checkpoints.
+_LEARNING = frozenset({"train", "resume", "sft", "reward", "rlhf", "dpo"})
 
 # What each extra brings; another module that is missing is the user's own, or a defect.
 _EXTRAS = {
@@ -115,13 +111,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     except Interrupted:
-        # A run has said itself how to go on with it; a study is more than its runs.
-        if arguments[0] == "study":
-            print(f"tether: stopped{_GOING_ON['study']}", file=sys.stderr)
         return 130
     except KeyboardInterrupt:
-        how = "stopped" if arguments[0] == "study" else "stopped at once"
-        print(f"tether: {how}{_GOING_ON.get(arguments[0], '')}", file=sys.stderr)
+        going_on = "; `tether resume` goes on from the last checkpoint"
+        print(f"tether: stopped at once{going_on * (arguments[0] in _LEARNING)}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 1

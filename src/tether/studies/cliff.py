@@ -81,9 +81,10 @@ def run(config: CliffConfig, out: Path, *, workers: int = 2) -> dict[str, Any]:
     """
     check_envs((config.env,))
     decides = {"env", "climbed", "transitions", "lengths", "episodes"}
-    settings = {name: value for name, value in config.dump().items() if name in decides}
+    settings = config.model_dump(mode="json", include=decides)
     # Done under other defaults it is another trial.
-    one = Trial("one-step", one_step, {**settings, "trpo": configure("trpo").dump()})
+    trpo = configure("trpo").dump()
+    one = Trial("one-step", one_step, {"study": settings, "trpo": trpo})
     chosen = trainings(config)
     results = run_trials([one, *chosen], out, workers=workers)
     return report.write(out, config.dump(), chosen, results)
@@ -133,7 +134,7 @@ COMMON: Final = {
 
 def one_step(settings: Mapping[str, Any], place: Path) -> Result:
     """A trial: policies along two directions, what is promised of them, and what they earn."""
-    config = CliffConfig.load({name: v for name, v in settings.items() if name != "trpo"})
+    config = CliffConfig.load(settings["study"])
     learner = _climb(config, place / "run")
     try:
         learner.collector.reset(1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tether.errors import UserError
+from tether.arguments import say
+from tether.errors import Interrupted, UserError
 from tether.studies import STUDIES, find_study
 
 
@@ -13,13 +14,20 @@ def study(arguments: Sequence[str]) -> None:
 
     Raises:
         UserError: no such study, or whatever the study finds to be the user's mistake.
+        Interrupted: Ctrl-C or SIGTERM; a line on stderr told how to go on.
     """
     if not arguments:
         raise UserError(f"study needs a name; known: {', '.join(STUDIES)}")
     if arguments[0] in ("-h", "--help"):
         print(_help())
         return
-    find_study(arguments[0])(arguments[1:])
+    try:
+        find_study(arguments[0])(arguments[1:])
+    except KeyboardInterrupt:
+        # Its runs may have said how to go on with them; a study is more than its runs.
+        line = "tether: stopped; the same command goes on where this one stopped"
+        say(line)
+        raise Interrupted(line) from None
 
 
 def _help() -> str:
