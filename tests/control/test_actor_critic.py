@@ -235,7 +235,7 @@ def test_cartpole_is_solved_by_eight_environments() -> None:
     while score < 475:
         assert learner.steps < 200_000
         # Algorithm 3 finds such policies and loses them again: nothing ties it to where it was.
-        if learner.iterate().get("return/mean", 0.0) >= 150:
+        if learner.iterate().get("return/mean", 0.0) >= 195:
             score = evaluate(learner.policy, env, episodes=10).returns.mean()
 
 
