@@ -117,7 +117,7 @@ class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
         from transformers import AutoTokenizer
 
-        from tether.language.pretrained import find_folder
+        from tether.language.models.files import find_folder
 
         self.args = args
         self.folder = find_folder(args.model)

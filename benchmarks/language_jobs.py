@@ -101,7 +101,7 @@ class Texts:
 
     @classmethod
     def read(cls, tokenizer: Any, count: int = 4000) -> Texts:
-        from tether.language.reviews import load_reviews
+        from tether.language.reviews.prompts import load_reviews
 
         texts = [review.text for review in load_reviews().train[:count]]
         return cls(tokenizer, tokenizer(texts, add_special_tokens=False)["input_ids"])

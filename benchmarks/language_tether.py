@@ -44,7 +44,7 @@ def optimization(settings: dict[str, Any]) -> dict[str, Any]:
 
 def in_order(data: list[Any], batch_size: int, seed: int) -> list[Any]:
     """The data laid out so that tether's shuffled order meets them as they were given."""
-    from tether.language.order import Order
+    from tether.language.learners.order import Order
 
     order = Order([1] * len(data), batch_size, seed=seed)
     arranged: list[Any] = [None] * len(data)
@@ -56,8 +56,8 @@ def in_order(data: list[Any], batch_size: int, seed: int) -> list[Any]:
 
 
 def dpo(job: dict[str, Any], model: Any) -> dict[str, Any]:
-    from tether.language.methods.dpo import DPOConfig, DPOLearner
-    from tether.language.tokens import Pair
+    from tether.language.data.tokens import Pair
+    from tether.language.methods.dpo.learner import DPOConfig, DPOLearner
 
     settings, data = job["settings"], job["data"]
     pairs = [Pair(tuple(d["prompt"]), tuple(d["chosen"]), tuple(d["rejected"])) for d in data]
@@ -74,9 +74,9 @@ def dpo(job: dict[str, Any], model: Any) -> dict[str, Any]:
 
 
 def sft(job: dict[str, Any], model: Any) -> dict[str, Any]:
+    from tether.language.data.tokens import Example
+    from tether.language.learners.order import Order
     from tether.language.methods.sft import SFTConfig, SFTLearner
-    from tether.language.order import Order
-    from tether.language.tokens import Example
 
     data = [Example(tuple(d["prompt"]), tuple(d["completion"])) for d in job["data"]]
     config = SFTConfig(**optimization(job["settings"]), **job["options"])
@@ -90,10 +90,10 @@ def sft(job: dict[str, Any], model: Any) -> dict[str, Any]:
 
 
 def rlhf(job: dict[str, Any], model: Any) -> dict[str, Any]:
-    from tether.language.methods.rlhf import RLHFConfig, RLHFLearner
-    from tether.language.models import load_model
-    from tether.language.reward_model import RewardModel
-    from tether.language.tokens import Prompt
+    from tether.language.data.tokens import Prompt
+    from tether.language.methods.rlhf.learner import RLHFConfig, RLHFLearner
+    from tether.language.models.language_model import load_model
+    from tether.language.models.reward_model import RewardModel
 
     settings = job["settings"]
     config = RLHFConfig(
@@ -119,7 +119,7 @@ def rlhf(job: dict[str, Any], model: Any) -> dict[str, Any]:
 
 
 def generate(job: dict[str, Any], model: Any) -> dict[str, Any]:
-    from tether.language.generation import generate as sample
+    from tether.language.models.generation import generate as sample
 
     settings, size = job["settings"], job["settings"]["batch_size"]
     marks, units = [moment(job["device"])], []
@@ -198,7 +198,7 @@ def main() -> None:
     if job["method"] == "peak":
         print(json.dumps(peak(job)))
         return
-    from tether.language.models import load_model
+    from tether.language.models.language_model import load_model
 
     model = load_model(job["model"], dtype=job["dtype"], device=job["device"])
     result = JOBS[job["method"]](job, model)

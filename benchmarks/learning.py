@@ -23,7 +23,7 @@ import numpy as np
 
 from tether.control.seeds import train_seeds
 from tether.control.training import evaluate_run
-from tether.learning.plots import learning_curves
+from tether.learning.output.plots import learning_curves
 from tether.learning.run import Run
 
 

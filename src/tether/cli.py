@@ -37,28 +37,34 @@ COMMANDS: dict[str, Command] = {
         "RUN", "run whole episodes with a run's policy", "tether.control.commands:evaluate"
     ),
     "sft": Command(
-        "--model M --data D", "tune a language model on answers", "tether.language.commands:sft"
+        "--model M --data D",
+        "tune a language model on answers",
+        "tether.language.commands.learn:sft",
     ),
     "reward": Command(
         "--model M --data D",
         "learn a reward model from comparisons",
-        "tether.language.commands:reward",
+        "tether.language.commands.learn:reward",
     ),
     "rlhf": Command(
-        "--model M --reward R", "PPO on a reward model's scores", "tether.language.commands:rlhf"
+        "--model M --reward R",
+        "PPO on a reward model's scores",
+        "tether.language.commands.learn:rlhf",
     ),
     "dpo": Command(
-        "--model M --data D", "learn from comparisons directly", "tether.language.commands:dpo"
+        "--model M --data D",
+        "learn from comparisons directly",
+        "tether.language.commands.learn:dpo",
     ),
     "best-of-n": Command(
         "--model M --n N",
         "sample n answers, keep the one that scores best",
-        "tether.language.choosing:best_of_n",
+        "tether.language.commands.best_of_n:best_of_n",
     ),
     "generate": Command(
-        "MODEL --prompt P", "let a model or a run speak", "tether.language.conversing:generate"
+        "MODEL --prompt P", "let a model or a run speak", "tether.language.commands.speak:generate"
     ),
-    "chat": Command("MODEL", "talk with a model or a run", "tether.language.conversing:chat"),
+    "chat": Command("MODEL", "talk with a model or a run", "tether.language.commands.speak:chat"),
     "study": Command("NAME", "reproduce a result of the lecture", "tether.studies.commands:study"),
     "plot": Command("RUN...", "draw learning curves", "tether.learning.commands:plot"),
     "report": Command(
@@ -124,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def program() -> NoReturn:
     """The command as a process of its own, which ends with what :func:`main` returns."""
     code = main()
-    together = sys.modules.get("tether.language.processes")
+    together = sys.modules.get("tether.language.runtime.processes")
     if together is not None:
         together.end(code)
     sys.exit(code)
@@ -151,7 +157,8 @@ def resume(arguments: Sequence[str]) -> None:
         except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
             # Not a run's folder, or a damaged one: the command itself says so best.
             continue
-    importlib.import_module(f"tether.{half}.commands").resume(arguments)
+    module = "tether.control.commands" if half == "control" else "tether.language.commands.learn"
+    importlib.import_module(module).resume(arguments)
 
 
 def _find(name: str):  # type: ignore[no-untyped-def]

@@ -25,7 +25,7 @@ from tether.control.seeds import train_seeds
 from tether.control.training import Trained
 from tether.errors import UserError
 from tether.learning import read_metrics
-from tether.learning.plots import learning_curves
+from tether.learning.output.plots import learning_curves
 
 
 def test_predict_is_the_network_over_normalized_observations(cheetah: Trained) -> None:

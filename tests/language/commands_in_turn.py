@@ -4,7 +4,7 @@ import json
 import sys
 
 from tether import cli
-from tether.language import processes
+from tether.language.runtime import processes
 
 for command in json.loads(sys.argv[1]):
     if code := cli.main(command):

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from random_models import EOS, VOCABULARY, language_model
 
-from tether.language.models import LanguageModel, LoraSettings
-from tether.language.preference_learning import Means
-from tether.language.tokens import Pair, Ranking
+from tether.language.data.tokens import Pair, Ranking
+from tether.language.learners.means import Means
+from tether.language.models.language_model import LanguageModel, LoraSettings
 
 LIKED = 7
 LORA = LoraSettings(rank=4, alpha=8.0)

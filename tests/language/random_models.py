@@ -14,8 +14,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from tether.language.models import LanguageModel, LoraSettings, from_parts
-from tether.language.tokens import Completion
+from tether.language.data.tokens import Completion
+from tether.language.models.language_model import LanguageModel, LoraSettings, from_parts
 
 VOCABULARY = 97
 EOS = 1

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from tether.language.adapters import with_lora
-from tether.language.methods.rlhf import RLHFConfig, RLHFLearner
-from tether.language.models import LanguageModel, LoraSettings
-from tether.language.preference_learning import Means
-from tether.language.rollout import Episodes
-from tether.language.tokens import Completion, Example, Prompt
+from tether.language.data.tokens import Completion, Example, Prompt
+from tether.language.learners.means import Means
+from tether.language.learners.rollout import Episodes
+from tether.language.methods.rlhf.learner import RLHFConfig, RLHFLearner
+from tether.language.models.adapters import with_lora
+from tether.language.models.language_model import LanguageModel, LoraSettings
 
 EOS = 1
 LIKED = 3

@@ -14,9 +14,9 @@ from tether.language.methods.best_of_n import (
     best_of_n_kl,
     expected_best_of_n,
     observed_best_of_n_kl,
-    score_texts,
 )
-from tether.language.reward_model import RewardModel
+from tether.language.models.reward_model import RewardModel
+from tether.language.models.scoring import score_texts
 
 PROMPTS = [[3, 4], [5], [6, 7, 8]]
 

@@ -9,7 +9,7 @@ import pytest
 from toy_texts import save_toy
 
 from tether import cli
-from tether.language.reviews import gold_scorer, lexicon_scorer
+from tether.language.reviews.prompts import gold_scorer, lexicon_scorer
 
 WORDS = ["bad", "dull", "fun", "new", "old", "so"]
 

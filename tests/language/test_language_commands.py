@@ -17,10 +17,10 @@ from toy_commands import FAST, QUESTIONS, Outcome
 
 import tether
 from tether.errors import UserError
-from tether.language import training
-from tether.language.conversing import Stream
-from tether.language.setup import load_with_template, open_model
-from tether.language.templates import Template
+from tether.language.commands.speak import Stream
+from tether.language.data.templates import Template
+from tether.language.models.from_run import load_with_template, open_model
+from tether.language.runs import training
 from tether.learning import BaseCallback, Run, read_metrics
 
 

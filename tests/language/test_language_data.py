@@ -11,7 +11,8 @@ import pytest
 from pyarrow import parquet
 
 from tether.errors import UserError
-from tether.language.data import (
+from tether.language.data.fields import Turn
+from tether.language.data.formats import (
     FORMATS,
     Comparison,
     Conversation,
@@ -21,8 +22,7 @@ from tether.language.data import (
     Ranked,
     read_data,
 )
-from tether.language.fields import Turn
-from tether.language.sources import MOVIE_REVIEWS, open_source
+from tether.language.data.sources import MOVIE_REVIEWS, open_source
 
 ANY = list(FORMATS)
 
@@ -325,7 +325,7 @@ def test_film_reviews() -> None:
     assert len(texts) > 25_000
     assert len(held_out) > 2_500
     assert not held_out & set(texts)
-    from tether.language.corpus import load_reviews
+    from tether.language.reviews.corpus import load_reviews
 
     verdicts = {review.text: review for review in load_reviews().train}
     pairs = [s for _, s in read_data(MOVIE_REVIEWS, ["comparison", "ranked"], limit=500)]

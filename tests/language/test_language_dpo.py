@@ -18,13 +18,13 @@ from preference_toys import (
 )
 
 from tether.errors import NonFiniteError, RunError, UserError
-from tether.language.logprobs import token_log_probs
-from tether.language.methods import dpo as dpo_module
-from tether.language.methods.dpo import DPOConfig, DPOLearner
-from tether.language.methods.dpo_losses import mismatched
-from tether.language.preference_learning import Means
-from tether.language.reference import fingerprint
-from tether.language.tokens import Completion, Pair, collate
+from tether.language.data.tokens import Completion, Pair, collate
+from tether.language.learners.means import Means
+from tether.language.learners.reference_log_probs import fingerprint
+from tether.language.methods.dpo import learner as dpo_module
+from tether.language.methods.dpo.learner import DPOConfig, DPOLearner
+from tether.language.methods.dpo.losses import mismatched
+from tether.language.models.logprobs import token_log_probs
 from tether.learning import Run
 
 QUIET = {"progress": False, "sinks": (), "checkpoint_every_seconds": None}

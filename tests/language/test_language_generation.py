@@ -6,11 +6,11 @@ import torch
 from random_models import EOS, VOCABULARY, completions, language_model
 
 from tether.errors import NonFiniteError, UserError
-from tether.language import generation
-from tether.language.generation import choose, generate
-from tether.language.logprobs import token_log_probs
-from tether.language.models import LoraSettings, reference_of
-from tether.language.tokens import collate
+from tether.language.data.tokens import collate
+from tether.language.models import generation
+from tether.language.models.generation import choose, generate
+from tether.language.models.language_model import LoraSettings, reference_of
+from tether.language.models.logprobs import token_log_probs
 
 PROMPTS = [list(item.prompt_ids) for item in completions(9, longest=9)]
 

@@ -7,7 +7,7 @@ import torch
 from random_models import VOCABULARY, llama_model
 from torch import nn
 
-from tether.language import heap
+from tether.language.models import heap_trimming as heap
 
 IDS = torch.arange(24).view(2, 12) % VOCABULARY
 

@@ -22,11 +22,11 @@ from toy_texts import save_toy
 
 from tether import cli
 from tether.errors import UserError
-from tether.language.logprobs import token_log_probs
-from tether.language.methods.dpo import DPOConfig, DPOLearner
-from tether.language.methods.dpo_losses import mismatched
-from tether.language.preference_learning import Means
-from tether.language.tokens import Completion, Judgement, collate, truncate
+from tether.language.data.tokens import Completion, Judgement, collate, truncate
+from tether.language.learners.means import Means
+from tether.language.methods.dpo.learner import DPOConfig, DPOLearner
+from tether.language.methods.dpo.losses import mismatched
+from tether.language.models.logprobs import token_log_probs
 from tether.learning import Run, read_metrics
 
 FAST = {"learning_rate": 1e-3, "schedule": "constant"}

@@ -8,8 +8,8 @@ from random_models import VOCABULARY, llama_model, tokenizer
 from torch import Tensor, nn
 from transformers import GemmaConfig, GemmaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from tether.language.lean_layers import make_lean
-from tether.language.models import LoraSettings, from_parts
+from tether.language.models.language_model import LoraSettings, from_parts
+from tether.language.models.lean_layers import make_lean
 
 IDS = torch.tensor([[3, 5, 7, 11, 13, 17], [2, 4, 8, 16, 32, 64]])
 

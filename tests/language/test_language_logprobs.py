@@ -9,16 +9,7 @@ from random_models import EOS, VOCABULARY, completions, language_model
 from torch import Tensor
 
 from tether.errors import UserError
-from tether.language import logprobs
-from tether.language.logits import Unembedding
-from tether.language.logprobs import (
-    hidden_states,
-    score_tokens,
-    token_kl,
-    token_log_probs,
-)
-from tether.language.models import LanguageModel, LoraSettings, reference_of
-from tether.language.tokens import (
+from tether.language.data.tokens import (
     Completion,
     Example,
     TokenBatch,
@@ -26,6 +17,15 @@ from tether.language.tokens import (
     collate_packed,
     collate_shared,
 )
+from tether.language.models import logprobs
+from tether.language.models.language_model import LanguageModel, LoraSettings, reference_of
+from tether.language.models.logprobs import (
+    hidden_states,
+    score_tokens,
+    token_kl,
+    token_log_probs,
+)
+from tether.language.models.unembedding import Unembedding
 
 # Llama's normalizations round to float32.
 TOLERANCE = {"gpt2": {"rtol": 1e-9, "atol": 1e-10}, "llama": {"rtol": 1e-4, "atol": 1e-5}}

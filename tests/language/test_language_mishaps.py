@@ -11,8 +11,9 @@ import torch
 from toy_texts import save_toy
 
 from tether import cli
-from tether.language.memory import is_out_of_memory
-from tether.language.methods import rlhf_update, sft
+from tether.language.methods import sft
+from tether.language.methods.rlhf import update as rlhf_update
+from tether.language.runtime.out_of_memory import is_out_of_memory
 from tether.learning import Run, load_checkpoint, read_metrics
 
 SHARED = ["--model", "toy", "--batch-size", "4", "--micro-batch-size", "2", "--quiet", "--out"]

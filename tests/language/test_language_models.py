@@ -29,9 +29,9 @@ from transformers import (
 )
 
 from tether.errors import RunError, UserError
-from tether.language import pretrained
-from tether.language.logprobs import hidden_states, token_log_probs
-from tether.language.models import (
+from tether.language.data.tokens import collate
+from tether.language.models import files as pretrained
+from tether.language.models.language_model import (
     LanguageModel,
     LoraSettings,
     ScalarHead,
@@ -39,8 +39,8 @@ from tether.language.models import (
     load_model,
     save_model,
 )
-from tether.language.tokens import collate
-from tether.language.weights import (
+from tether.language.models.logprobs import hidden_states, token_log_probs
+from tether.language.runtime.state import (
     generator_to_state,
     load_generator,
     load_optimizer,
@@ -49,7 +49,7 @@ from tether.language.weights import (
     parameters_to_state,
     state_to_tensor,
 )
-from tether.learning.checkpoint import load_checkpoint, save_checkpoint
+from tether.learning.storage.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(autouse=True)

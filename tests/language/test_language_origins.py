@@ -11,15 +11,20 @@ from toy_commands import FAST, Outcome
 
 from tether.arguments import parse
 from tether.errors import UserError
-from tether.language import training
-from tether.language.cache import cache_folder
-from tether.language.conversing import GenerateOptions
-from tether.language.logprobs import token_log_probs
-from tether.language.material import prepare
-from tether.language.models import LanguageModel, LoraSettings, load_model, save_model
-from tether.language.setup import Setup, is_run, open_model
-from tether.language.sources import open_source
-from tether.language.tokens import collate
+from tether.language.commands.speak import GenerateOptions
+from tether.language.data.sources import open_source
+from tether.language.data.tokens import collate
+from tether.language.models.from_run import Setup, is_run, open_model
+from tether.language.models.language_model import (
+    LanguageModel,
+    LoraSettings,
+    load_model,
+    save_model,
+)
+from tether.language.models.logprobs import token_log_probs
+from tether.language.runs import training
+from tether.language.runs.prepare import prepare
+from tether.language.runtime.cache import cache_folder
 from tether.learning import BaseCallback, Run
 
 
@@ -125,7 +130,10 @@ def test_a_start_that_fails_leaves_no_folder_in_the_way(
 
 
 def test_runs_that_resume_elsewhere_are_told_in_one_line(tether_: Any) -> None:
-    for method, more in (("pretraining", "python -m tether.language.pretraining"), ("x", "one of")):
+    for method, more in (
+        ("pretraining", "python -m tether.language.pretraining"),
+        ("x", "one of"),
+    ):
         with Run.create(method, method=method, config={}, spec={"seed": 0}):
             pass
         refused = tether_("resume", method)
@@ -162,10 +170,10 @@ def test_only_what_was_training_is_said_to_go_on(
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tether.language.conversing.load_with_template", stop)
+    monkeypatch.setattr("tether.language.commands.speak.load_with_template", stop)
     done = tether_("generate", folders["plain"], "--prompt", "a")
     assert (done.code, done.err) == (130, "tether: stopped at once\n")
-    monkeypatch.setattr("tether.language.training.prepare", stop)
+    monkeypatch.setattr("tether.language.runs.training.prepare", stop)
     done = tether_("sft", "--model", folders["plain"], "--data", folders["questions"])
     assert done.code == 130
     assert "`tether resume` goes on" in done.err

@@ -14,7 +14,7 @@ from random_models import gpt2_model
 from toy_texts import bpe
 
 from tether import cli
-from tether.language.processes import Processes, processes
+from tether.language.runtime.processes import Processes, processes
 from tether.learning import Run, read_metrics
 
 HERE = Path(__file__).parent

@@ -22,6 +22,9 @@ from random_models import EOS, completions
 
 from tether import objectives
 from tether.errors import RunError, UserError
+from tether.language.data.tokens import Completion, Pair, Ranking, collate, collate_shared
+from tether.language.learners.means import Means
+from tether.language.learners.splitting import split
 from tether.language.methods.reward import (
     Comparisons,
     RewardConfig,
@@ -30,9 +33,6 @@ from tether.language.methods.reward import (
     drawn,
     expected_calibration_error,
 )
-from tether.language.preference_learning import Means
-from tether.language.splitting import split
-from tether.language.tokens import Completion, Pair, Ranking, collate, collate_shared
 from tether.learning import Run
 
 QUIET = {"progress": False, "sinks": (), "checkpoint_every_seconds": None}

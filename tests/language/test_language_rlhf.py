@@ -24,12 +24,12 @@ from rlhf_toys import (
 
 from tether import objectives
 from tether.errors import UserError
-from tether.language.logprobs import token_log_probs
-from tether.language.methods import rlhf_advantages as advantages
-from tether.language.methods.rlhf_config import RLHFConfig
-from tether.language.preference_learning import Means
-from tether.language.rollout import shuffled
-from tether.language.tokens import Completion, Prompt, collate
+from tether.language.data.tokens import Completion, Prompt, collate
+from tether.language.learners.means import Means
+from tether.language.learners.rollout import shuffled
+from tether.language.methods.rlhf import advantages
+from tether.language.methods.rlhf.config import RLHFConfig
+from tether.language.models.logprobs import token_log_probs
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

@@ -20,9 +20,9 @@ from rlhf_toys import (
 )
 
 from tether.errors import UserError
-from tether.language.logprobs import hidden_states
-from tether.language.reward_model import RewardModel
-from tether.language.tokens import Completion, collate
+from tether.language.data.tokens import Completion, collate
+from tether.language.models.logprobs import hidden_states
+from tether.language.models.reward_model import RewardModel
 
 
 @pytest.mark.parametrize(

@@ -23,14 +23,14 @@ from rlhf_toys import (
 )
 
 from tether.errors import NonFiniteError, UserError
-from tether.language import preference_learning
-from tether.language.methods.rlhf import RLHFConfig
-from tether.language.methods.rlhf_scorers import Ensemble, check_readable, warn_of_scale
-from tether.language.preference_learning import Means
-from tether.language.reward_model import RewardModel
-from tether.language.samples import read_samples
-from tether.language.tokens import Completion, Prompt
-from tether.learning.metrics import read_metrics
+from tether.language.data.tokens import Completion, Prompt
+from tether.language.learners import means as averaging
+from tether.language.learners.means import Means
+from tether.language.learners.sample_table import read_samples
+from tether.language.methods.rlhf.learner import RLHFConfig
+from tether.language.methods.rlhf.rewards import Ensemble, check_readable, warn_of_scale
+from tether.language.models.reward_model import RewardModel
+from tether.learning.output.metrics import read_metrics
 from tether.learning.run import Run
 
 
@@ -160,7 +160,7 @@ def test_numbers_and_tensors_are_averaged_apart(monkeypatch):
         stacked.extend(tensors)
         return torch.stack(tensors)
 
-    monkeypatch.setattr(preference_learning, "stack", spy)
+    monkeypatch.setattr(averaging, "stack", spy)
     metrics = learner(critic="separate").iterate()
     assert metrics["optimizer/gradient_norm"] > 0 < metrics["value/gradient_norm"]
     # The divergence, the clipped share, the value loss: what the model computed.

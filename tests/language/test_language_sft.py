@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from random_models import EOS, VOCABULARY, language_model
 
 from tether.errors import NonFiniteError, UserError
-from tether.language.adapters import LoraSettings
+from tether.language.data.tokens import Example
+from tether.language.learners.optimizer import OptimizationConfig, Optimizer
+from tether.language.learners.order import Order
 from tether.language.methods.sft import SFTConfig, SFTLearner, pack
-from tether.language.models import LanguageModel
-from tether.language.optimization import OptimizationConfig, Optimizer
-from tether.language.order import Order
-from tether.language.tokens import Example
+from tether.language.models.adapters import LoraSettings
+from tether.language.models.language_model import LanguageModel
 from tether.learning import Run, load_checkpoint, read_metrics, save_checkpoint
 
 

@@ -5,11 +5,11 @@ import socket
 import pytest
 import torch
 
-from tether.language import pretrained
-from tether.language.generation import generate
-from tether.language.logprobs import token_log_probs
-from tether.language.models import load_model
-from tether.language.tokens import collate
+from tether.language.data.tokens import collate
+from tether.language.models import files as pretrained
+from tether.language.models.generation import generate
+from tether.language.models.language_model import load_model
+from tether.language.models.logprobs import token_log_probs
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from toy_texts import CHAT, bpe
 from transformers import PreTrainedTokenizerFast
 
 from tether.errors import UserError
-from tether.language.fields import Turn
-from tether.language.templates import Dialogue, Template
+from tether.language.data.fields import Turn
+from tether.language.data.templates import Dialogue, Template
 
 TURNS = (
     Turn("system", "one two"),

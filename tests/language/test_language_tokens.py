@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tether.errors import UserError
-from tether.language.tokens import (
+from tether.language.data.tokens import (
     Completion,
     Example,
     Pair,

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from tether.errors import UserError
-from tether.language import corpus, sentiment
-from tether.language.reviews import (
+from tether.language.reviews import corpus
+from tether.language.reviews import scorers as sentiment
+from tether.language.reviews.prompts import (
     LexiconScorer,
     Review,
     clean,

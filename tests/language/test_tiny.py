@@ -12,16 +12,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tether.language
 from tether.errors import RunError, UserError
-from tether.language.corpus import Reviews, load_reviews
-from tether.language.logprobs import token_log_probs
-from tether.language.models import LanguageModel
-from tether.language.next_token import Pretraining, PretrainingConfig
-from tether.language.perplexity import held_out_figures, next_token_log_probs, windows_of
-from tether.language.pretraining import export, main, pretrain, train_tokenizer
-from tether.language.tokens import Completion, collate
-from tether.language.windows import cut_windows
+from tether.language.data.tokens import Completion, collate
+from tether.language.models.language_model import LanguageModel
+from tether.language.models.logprobs import token_log_probs
+from tether.language.pretraining.learner import Pretraining, PretrainingConfig
+from tether.language.pretraining.perplexity import (
+    held_out_figures,
+    next_token_log_probs,
+    windows_of,
+)
+from tether.language.pretraining.tiny_recipe import export, main, pretrain, train_tokenizer
+from tether.language.pretraining.windows import cut_windows
+from tether.language.reviews.corpus import Reviews, load_reviews
 from tether.learning.callbacks import BaseCallback
-from tether.learning.metrics import read_metrics
+from tether.learning.output.metrics import read_metrics
 from tether.learning.run import Run
 
 MEASURED = 79.5

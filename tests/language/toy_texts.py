@@ -6,8 +6,8 @@ from typing import Any
 from random_models import llama_model
 from transformers import PreTrainedTokenizerFast
 
-from tether.language.models import LanguageModel, LoraSettings, from_parts
-from tether.language.pretraining import train_tokenizer
+from tether.language.models.language_model import LanguageModel, LoraSettings, from_parts
+from tether.language.pretraining.tiny_recipe import train_tokenizer
 
 CORPUS = [
     "The answer is 42. The answer is yes. Is the answer no? The question is what the answer is.",

@@ -18,9 +18,9 @@ from least_squares_learner import LeastSquares
 
 from tether.errors import RunError, UserError
 from tether.learning import Run, read_metrics
-from tether.learning.metrics import MetricsFile, format_line
-from tether.learning.progress import NoProgress, ProgressBar, ProgressLines, open_progress
-from tether.learning.sinks import TensorBoard
+from tether.learning.output.metrics import MetricsFile, format_line
+from tether.learning.output.progress import NoProgress, ProgressBar, ProgressLines, open_progress
+from tether.learning.output.sinks import TensorBoard
 
 METRICS = {f"group/name_{i}": i * 0.1 for i in range(25)}
 
@@ -148,7 +148,7 @@ def test_torch_can_still_be_imported_after_tensorboard_was(tmp_path: Path) -> No
     code = f"""
 import sys, importlib.util
 from pathlib import Path
-from tether.learning.sinks import TensorBoard
+from tether.learning.output.sinks import TensorBoard
 TensorBoard(Path({str(tmp_path / "tb")!r}), step=0).close()
 print("torch" in sys.modules, "tensorboardX.event_file_writer" in sys.modules)
 """
@@ -174,7 +174,7 @@ def test_off_a_terminal_progress_is_plain_lines_now_and_then(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 100.0
-    monkeypatch.setattr("tether.learning.progress.time.monotonic", lambda: now)
+    monkeypatch.setattr("tether.learning.output.progress.time.monotonic", lambda: now)
     stream = io.StringIO()
     progress = open_progress(100_000, 0, metric="return/mean", stream=stream)
     assert isinstance(progress, ProgressLines)
@@ -198,7 +198,7 @@ def test_the_rate_counts_only_this_stretch_and_follows_changes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 0.0
-    monkeypatch.setattr("tether.learning.progress.time.monotonic", lambda: now)
+    monkeypatch.setattr("tether.learning.output.progress.time.monotonic", lambda: now)
     stream = io.StringIO()
     progress = open_progress(10**6, 500_000, metric="x", stream=stream)
     for i in range(3000):

@@ -12,8 +12,8 @@ import pytest
 from tether import cli
 from tether.errors import UserError
 from tether.learning import Run
-from tether.learning.metrics import format_line
-from tether.learning.report import _thinned, write_report
+from tether.learning.output.metrics import format_line
+from tether.learning.output.report import _thinned, write_report
 
 
 class Page(HTMLParser):

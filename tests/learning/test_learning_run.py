@@ -275,7 +275,7 @@ def test_a_checkpoint_deleted_while_we_read_sends_us_to_look_again(
             newest.rename(newest.with_name("step_000000000480.safetensors"))
         return load_checkpoint(path)
 
-    monkeypatch.setattr("tether.learning.folder.load_checkpoint", overtaken)
+    monkeypatch.setattr("tether.learning.storage.folder.load_checkpoint", overtaken)
     assert Run.open(trained).load()["steps"] == 400
     assert older.read_bytes() == content
 

@@ -3,11 +3,11 @@
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tether.language.reviews import load_reviews
+from tether.language.reviews.prompts import load_reviews
 
 
 def save_miniature(folder):
-    from tether.language.pretraining import train_tokenizer
+    from tether.language.pretraining.tiny_recipe import train_tokenizer
 
     tokenizer = train_tokenizer([r.text for r in load_reviews().train[:200]], 400)
     torch.manual_seed(0)

@@ -13,7 +13,7 @@ import pytest
 from tether.control.methods.ppo import PPO, PPOConfig
 from tether.control.training import evaluate_run
 from tether.errors import UserError
-from tether.learning.metrics import read_metrics
+from tether.learning.output.metrics import read_metrics
 from tether.studies import control_trials, figure3, figure3_report, table1
 from tether.studies.published import PAPER, SOURCES, TABLE_1, task
 

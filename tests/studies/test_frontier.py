@@ -10,8 +10,8 @@ import pytest
 import torch
 from miniature import save_miniature
 
-from tether.language.reviews import gold_scorer
-from tether.language.setup import load_language_model
+from tether.language.models.from_run import load_language_model
+from tether.language.reviews.prompts import gold_scorer
 from tether.studies import frontier, sentiment
 from tether.studies.frontier_report import frontier as best_for
 from tether.studies.frontier_report import hull, share_at_or_above

@@ -6,7 +6,7 @@ import pytest
 from miniature import save_miniature
 
 from tether.cli import main
-from tether.language.setup import load_language_model, load_reward_model
+from tether.language.models.from_run import load_language_model, load_reward_model
 from tether.studies.three_steps import POLICIES, win_rate
 
 SIZES = {

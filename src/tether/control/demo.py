@@ -11,7 +11,7 @@ from rich.table import Table
 from tether.arguments import say
 from tether.control import training
 from tether.errors import UserError
-from tether.learning.plots import learning_curves
+from tether.learning.output.plots import learning_curves
 
 
 def show(out: Path, *, env: str, total_steps: int, seed: int) -> dict[str, Any]:

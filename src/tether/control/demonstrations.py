@@ -29,8 +29,8 @@ from tether.control.envs import Step
 from tether.control.envs.arrays import policy_space
 from tether.control.envs.spaces_json import space_from_json, space_in_words, space_to_json
 from tether.errors import RunError, UserError
-from tether.learning.checkpoint import load_checkpoint, save_checkpoint
-from tether.learning.durable import replaced, sync_folder, write_error
+from tether.learning.storage.checkpoint import load_checkpoint, save_checkpoint
+from tether.learning.storage.durable import replaced, sync_folder, write_error
 
 FORMAT = 1
 FACTS = "demonstrations.json"

@@ -28,9 +28,9 @@ from tether.errors import UserError
 from tether.learning.callbacks import BaseCallback, Callback
 from tether.learning.learner import Learner, Metrics
 from tether.learning.loop import check_every
-from tether.learning.metrics import read_metrics
+from tether.learning.output.metrics import read_metrics
+from tether.learning.output.sinks import check_sinks
 from tether.learning.run import Run
-from tether.learning.sinks import check_sinks
 
 EnvLike = str | gym.Env[Any, Any] | Callable[[], gym.Env[Any, Any]]
 
@@ -220,7 +220,7 @@ def load(run: str | Path) -> Policy:
     if "policy" not in opened.spec:
         raise UserError(
             f"run {run} is one of {opened.method}, which has no policy for an environment; a "
-            "language model is loaded by tether.language.training.load_language_model"
+            "language model is loaded by tether.language.runs.training.load_language_model"
         )
     state: Any = opened.load()
     return Policy.from_state(PolicySpec.from_json(opened.spec["policy"]), state["policy"])

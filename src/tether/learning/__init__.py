@@ -6,11 +6,11 @@ callbacks, signals, and resuming bit for bit.
 """
 
 from tether.learning.callbacks import BaseCallback, Callback, Every, StopOnReturn
-from tether.learning.checkpoint import load_checkpoint, save_checkpoint
 from tether.learning.config import Config
 from tether.learning.learner import Learner, Metrics, State, StateValue
-from tether.learning.metrics import read_metrics
+from tether.learning.output.metrics import read_metrics
 from tether.learning.run import Run
+from tether.learning.storage.checkpoint import load_checkpoint, save_checkpoint
 
 __all__ = [
     "BaseCallback",

@@ -45,7 +45,7 @@ def report(arguments: Sequence[str]) -> None:
     options = parse(ReportOptions, arguments, prog="tether report")
     if not options.runs:
         raise UserError("no runs given; usage: tether report RUN... --out report.html")
-    from tether.learning.report import write_report
+    from tether.learning.output.report import write_report
 
     path = write_report(options.runs, options.out)
     say(f"written: {path}")
@@ -58,7 +58,7 @@ def plot(arguments: Sequence[str]) -> None:
     options = parse(PlotOptions, arguments, prog="tether plot")
     if not options.runs:
         raise UserError("no runs given; usage: tether plot RUN... --out curves.png")
-    from tether.learning.plots import learning_curves
+    from tether.learning.output.plots import learning_curves
 
     path = learning_curves(options.runs, options.out, metric=options.metric, by=options.by)
     say(f"drawn: {path}")

@@ -21,8 +21,8 @@ from pydantic import Field
 from tether import objectives
 from tether.errors import UserError
 from tether.learning.config import Config
-from tether.learning.durable import write_json
-from tether.learning.plots import COLOURS
+from tether.learning.output.plots import COLOURS
+from tether.learning.storage.durable import write_json
 from tether.studies.command_line import carry_out
 
 

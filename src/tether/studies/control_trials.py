@@ -13,7 +13,7 @@ import numpy as np
 from tether.control.envs.vector import make_one
 from tether.control.training import configure, evaluate_run, resume, train
 from tether.errors import NonFiniteError
-from tether.learning.metrics import read_metrics
+from tether.learning.output.metrics import read_metrics
 from tether.studies.trials import Result, Trial
 
 CURVE_POINTS: Final = 100

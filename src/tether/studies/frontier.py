@@ -23,16 +23,16 @@ from typing import Any, Final
 import numpy as np
 from pydantic import Field
 
-from tether.language.generation import generate
 from tether.language.methods.best_of_n import (
     best_of_n_kl,
     expected_best_of_n,
     observed_best_of_n_kl,
 )
-from tether.language.methods.dpo_losses import DPOConfig
-from tether.language.models import LanguageModel
-from tether.language.reviews import gold_scorer
-from tether.language.setup import load_reward_model
+from tether.language.methods.dpo.losses import DPOConfig
+from tether.language.models.from_run import load_reward_model
+from tether.language.models.generation import generate
+from tether.language.models.language_model import LanguageModel
+from tether.language.reviews.prompts import gold_scorer
 from tether.studies import frontier_report as report
 from tether.studies import sentiment_runs as runs
 from tether.studies.command_line import carry_out

@@ -10,8 +10,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tether.learning.durable import write_json
-from tether.learning.plots import COLOURS
+from tether.learning.output.plots import COLOURS
+from tether.learning.storage.durable import write_json
 
 SERIES: Final = {
     "dpo": "DPO",

@@ -17,15 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from tether.language.generation import generate
-from tether.language.logprobs import token_kl
-from tether.language.methods.best_of_n import Scorer, score_texts
-from tether.language.models import LanguageModel
-from tether.language.reviews import gold_scorer, leading_ids, load_reviews, prefixes
-from tether.language.setup import Setup
-from tether.language.tokens import Completion, Example, Pair, Ranking, collate
+from tether.language.data.tokens import Completion, Example, Pair, Ranking, collate
+from tether.language.models.from_run import Setup
+from tether.language.models.generation import generate
+from tether.language.models.language_model import LanguageModel
+from tether.language.models.logprobs import token_kl
+from tether.language.models.scoring import Scorer, score_texts
+from tether.language.reviews.prompts import gold_scorer, leading_ids, load_reviews, prefixes
 from tether.learning.config import Config
-from tether.learning.durable import replaced
+from tether.learning.storage.durable import replaced
 
 ROWS: Final = 64
 """Completions sampled or scored side by side."""

@@ -8,20 +8,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tether.language.data.tokens import Prompt, Ranking
 from tether.language.methods import find_method
 from tether.language.methods.reward import RewardConfig
-from tether.language.methods.rlhf import RLHFConfig
+from tether.language.methods.rlhf.learner import RLHFConfig
 from tether.language.methods.sft import SFTConfig
-from tether.language.models import LanguageModel
-from tether.language.reviews import prefixes
-from tether.language.setup import ROOM, Setup, load_language_model
-from tether.language.tokens import Prompt, Ranking
+from tether.language.models.from_run import ROOM, Setup, load_language_model
+from tether.language.models.language_model import LanguageModel
+from tether.language.reviews.prompts import prefixes
 from tether.learning.callbacks import BaseCallback, Callback
 from tether.learning.config import Config
-from tether.learning.durable import replaced
 from tether.learning.learner import Learner, Metrics
-from tether.learning.metrics import read_metrics
+from tether.learning.output.metrics import read_metrics
 from tether.learning.run import Run
+from tether.learning.storage.durable import replaced
 from tether.studies.sentiment import (
     SentimentConfig,
     openings,

@@ -22,11 +22,11 @@ from typing import Any, Final
 import numpy as np
 from pydantic import Field
 
-from tether.language.methods.dpo_losses import DPOConfig
-from tether.language.models import LanguageModel
-from tether.language.setup import load_reward_model
-from tether.learning.durable import write_json
-from tether.learning.plots import COLOURS
+from tether.language.methods.dpo.losses import DPOConfig
+from tether.language.models.from_run import load_reward_model
+from tether.language.models.language_model import LanguageModel
+from tether.learning.output.plots import COLOURS
+from tether.learning.storage.durable import write_json
 from tether.studies import sentiment
 from tether.studies import sentiment_runs as runs
 from tether.studies.command_line import carry_out

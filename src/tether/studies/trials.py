@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from tether.arguments import say
 from tether.errors import UserError
-from tether.learning.durable import write_json
+from tether.learning.storage.durable import write_json
 
 Result: TypeAlias = dict[str, Any]
 TrialFunction: TypeAlias = Callable[[Mapping[str, Any], Path], Result]

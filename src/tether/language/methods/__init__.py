@@ -14,9 +14,9 @@ from tether.errors import UserError
 class Method(NamedTuple):
     """Where a method lives, what it is in one line, and which data it learns from.
 
-    `formats` are keys of :data:`tether.language.data.FORMATS`, best first; `needs` has those that
-    take a setting, as (its name, its value); `prompts_only`: it answers them itself; `pairs_only`:
-    a ranking counts as all its pairs.
+    `formats` are keys of :data:`tether.language.data.formats.FORMATS`, best first; `needs` has
+    those that take a setting, as (its name, its value); `prompts_only`: it answers them itself;
+    `pairs_only`: a ranking counts as all its pairs.
     """
 
     module: str
@@ -44,7 +44,7 @@ METHODS: dict[str, Method] = {
         "reward/accuracy",
     ),
     "rlhf": Method(
-        "tether.language.methods.rlhf",
+        "tether.language.methods.rlhf.learner",
         "RLHFLearner",
         "PPO against a reward, on a KL tether to the reference (Ouyang et al. 2022)",
         ("question", "conversation"),
@@ -52,7 +52,7 @@ METHODS: dict[str, Method] = {
         prompts_only=True,
     ),
     "dpo": Method(
-        "tether.language.methods.dpo",
+        "tether.language.methods.dpo.learner",
         "DPOLearner",
         "direct preference optimization on comparisons (Rafailov et al. 2023)",
         ("comparison", "ranked", "judged"),

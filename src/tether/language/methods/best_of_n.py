@@ -7,19 +7,17 @@ divergence, which makes it the yardstick of RLHF and of over-optimization.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tether.errors import UserError
-from tether.language.generation import generate
-from tether.language.models import LanguageModel
-from tether.language.tokens import Completion
-
-Scorer: TypeAlias = Callable[[Sequence[Completion]], ArrayLike]
-"""One number for each completion, higher is better; a `RewardModel` is one."""
+from tether.language.data.tokens import Completion
+from tether.language.models.generation import generate
+from tether.language.models.language_model import LanguageModel
+from tether.language.models.scoring import Scorer
 
 
 class BestOfN(NamedTuple):
@@ -55,7 +53,8 @@ def best_of_n(
     Args:
         language_model: what to sample from.
         prompts: token ids of P prompts.
-        scorer: what to maximize; see :func:`score_texts` for one that reads text.
+        scorer: what to maximize; :func:`tether.language.models.scoring.score_texts` makes one of a
+            function of texts.
         n: completions of each prompt. More: a higher score, at :func:`best_of_n_kl` of divergence.
         max_new_tokens: most tokens of a completion.
         temperature: divides the logits.
@@ -66,8 +65,8 @@ def best_of_n(
 
     Raises:
         UserError: n below 1, a seed below 0, a setting that
-            :func:`tether.language.generation.generate` refuses, or scores that are not one finite
-            number for each completion.
+            :func:`tether.language.models.generation.generate` refuses, or scores that are not one
+            finite number for each completion.
 
     Source:
         Stiennon et al., "Learning to summarize from human feedback" (2020), section 4.3; Nakano et
@@ -110,33 +109,6 @@ def best_of_n(
         candidates,
         scores,
     )
-
-
-def score_texts(
-    tokenizer: Any,
-    function: Callable[[Sequence[str]], ArrayLike],
-    *,
-    with_prompt: bool = True,
-) -> Scorer:
-    """A scorer of completions from a function of texts, such as a sentiment classifier.
-
-    Args:
-        tokenizer: turns ids back into text; special tokens are left out.
-        function: scores a list of texts.
-        with_prompt: let it read the prompt too, as one text with the completion.
-    """
-
-    def score(completions: Sequence[Completion]) -> ArrayLike:
-        texts = [
-            tokenizer.decode(
-                [*(item.prompt_ids if with_prompt else ()), *item.completion_ids],
-                skip_special_tokens=True,
-            )
-            for item in completions
-        ]
-        return function(texts)
-
-    return score
 
 
 def best_of_n_kl(n: int | NDArray[Any]) -> Any:

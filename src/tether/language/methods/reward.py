@@ -23,16 +23,16 @@ from torch import Tensor, nn
 
 from tether import objectives
 from tether.errors import UserError
-from tether.language.preference_learning import (
+from tether.language.data.tokens import Completion, Pair
+from tether.language.learners.means import Means
+from tether.language.learners.preference_learner import (
     Comparison,
-    Means,
     PreferenceConfig,
     PreferenceLearner,
     read_length,
 )
-from tether.language.reward_model import Combine, RewardModel
-from tether.language.splitting import micro_batches
-from tether.language.tokens import Completion, Pair
+from tether.language.learners.splitting import micro_batches
+from tether.language.models.reward_model import Combine, RewardModel
 from tether.learning.learner import Metrics, State
 
 __all__ = ["RewardConfig", "RewardLearner", "RewardModel", "expected_calibration_error"]

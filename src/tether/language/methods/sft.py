@@ -20,14 +20,14 @@ from pydantic import Field
 from torch import Tensor
 
 from tether.errors import NonFiniteError, UserError
-from tether.language.logprobs import token_log_probs
-from tether.language.models import LanguageModel
-from tether.language.optimization import OptimizationConfig, Optimizer
-from tether.language.order import Order
-from tether.language.processes import processes
-from tether.language.splitting import micro_batches, split
-from tether.language.tokens import Example, TokenBatch, check_records, collate, collate_packed
-from tether.language.weights import load_parameters, parameters_to_state
+from tether.language.data.tokens import Example, TokenBatch, check_records, collate, collate_packed
+from tether.language.learners.optimizer import OptimizationConfig, Optimizer
+from tether.language.learners.order import Order
+from tether.language.learners.splitting import micro_batches, split
+from tether.language.models.language_model import LanguageModel
+from tether.language.models.logprobs import token_log_probs
+from tether.language.runtime.processes import processes
+from tether.language.runtime.state import load_parameters, parameters_to_state
 from tether.learning.learner import Metrics, State
 from tether.objectives import masked_negative_log_likelihood
 

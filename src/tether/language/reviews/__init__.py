@@ -1,0 +1,1 @@
+"""Film reviews: the built-in texts, prompts and sentiment scorers."""

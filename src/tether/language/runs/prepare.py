@@ -1,0 +1,178 @@
+"""What a learner is built from: a model, and data as the tokens that the model reads."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from tether.errors import UserError
+from tether.language.data.formats import FORMATS, Conversation, Samples, read_data
+from tether.language.data.tokenize import TokenRecord, digest, fit, tokenize
+from tether.language.methods import METHODS, Method
+from tether.language.models.language_model import LanguageModel
+from tether.language.reviews.prompts import Split, prefixes
+from tether.language.models.from_run import Setup, is_run, open_run, with_template
+from tether.language.data.sources import MOVIE_REVIEWS, DataLike
+from tether.language.learners.splitting import split
+from tether.language.data.templates import Kind, Template
+from tether.language.data.tokens import Prompt, Truncation
+
+logger = logging.getLogger(__name__)
+
+PREFIXES = 4096
+"""Beginnings of film reviews to continue, unless a limit says otherwise."""
+
+MOST_HELD_OUT = 256
+"""Film reviews to measure on, at most."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a learner is built from."""
+
+    language_model: LanguageModel
+    template: Kind
+    data: Sequence[TokenRecord]
+    held_out: Sequence[TokenRecord]
+    truncation: Truncation
+    skipped: int
+
+    @property
+    def digest(self) -> str:
+        """Equal if and only if all the data are."""
+        return digest([*self.data, *self.held_out])
+
+
+def prepare(method: str, setup: Setup, data: DataLike, config: Any) -> Material:
+    """Reads the data, loads the model, and brings both together.
+
+    Raises:
+        UserError: no such data or model, a bad row, or nothing that fits.
+    """
+    about = METHODS[method]
+    reviews = isinstance(data, str) and data == MOVIE_REVIEWS
+    share = 0.0 if about.prompts_only else float(config.held_out)
+    if reviews and about.prompts_only:
+        samples = None
+        kind: Kind = "plain"
+        if setup.template == "chat":
+            raise UserError(
+                f"template is 'chat', but the prompts of {MOVIE_REVIEWS} are beginnings of texts; "
+                "expected plain or auto"
+            )
+    else:
+        # Data that cannot be used are told before a model is loaded.
+        samples = read_data(
+            data,
+            about.formats,
+            split=setup.split,
+            limit=setup.limit,
+            skip_bad=setup.skip_bad,
+        )
+        _check_needs(about, samples, config)
+        kind = _template(setup, samples)
+    _check_rewards(config, kind)
+    model, template = with_template(setup.load_model(), kind)
+    answers = config.max_new_tokens if about.prompts_only else 0
+    reader = _Reader(setup, template, model.context, about, reserved=answers)
+    if samples is None:
+        count = setup.limit or PREFIXES
+        part = cast(Split, setup.split)
+        ids = prefixes(model.tokenizer, count, split=part, seed=setup.seed)
+        records, truncation = reader.fit([Prompt(tuple(i)) for i in ids], MOVIE_REVIEWS)
+    else:
+        records, truncation = reader.read(samples)
+    held_out: Sequence[TokenRecord] = ()
+    if reviews and share and setup.split == "train":
+        count = min(MOST_HELD_OUT, max(1, round(share * len(records))))
+        held_out, _ = reader.read(read_data(data, about.formats, split="held_out", limit=count))
+    elif share and len(records) > 1:
+        records, held_out = split(records, share)
+    skipped = samples.skipped if samples is not None else 0
+    return Material(model, kind, records, held_out, truncation, skipped)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Samples to records that fit."""
+
+    setup: Setup
+    template: Template
+    context: int
+    method: Method
+    reserved: int = 0
+
+    def read(self, samples: Samples) -> tuple[list[TokenRecord], Truncation]:
+        records = tokenize(
+            samples,
+            self.template,
+            prompts_only=self.method.prompts_only,
+            pairs_only=self.method.pairs_only,
+        )
+        return self.fit(records, samples.name)
+
+    def fit(
+        self, records: Sequence[TokenRecord], name: str
+    ) -> tuple[list[TokenRecord], Truncation]:
+        setup = self.setup
+        # A bare prompt is given room for one token; what is reserved has that one in it.
+        room = self.context - max(0, self.reserved - 1)
+        return fit(
+            records,
+            name,
+            context=min(setup.max_length or room, room),
+            max_prompt=setup.max_prompt,
+            max_completion=setup.max_completion,
+        )
+
+
+def _check_needs(about: Method, samples: Samples, config: Any) -> None:
+    name, value = about.needs.get(samples.format, (None, None))
+    if name is not None and (found := getattr(config, name)) != value:
+        columns = ", ".join(FORMATS[samples.format].columns)
+        raise UserError(
+            f"{name} is {found!r}, which cannot learn from the columns {columns} of the data "
+            f"{samples.name}; expected {name} {value}"
+        )
+
+
+def _template(setup: Setup, samples: Samples) -> Kind:
+    if samples.format == "text":
+        if setup.template == "chat":
+            raise UserError(
+                f"template is 'chat', but the data {samples.name} are texts without prompts; "
+                "expected plain or auto"
+            )
+        return "plain"
+    # How a run has learned to answer is how it is asked.
+    learned: Kind | None = open_run(setup.model).spec["template"] if is_run(setup.model) else None
+    kind: Kind = learned or "plain"
+    if setup.template != "auto":
+        kind = setup.template
+    else:
+        _, first = next(iter(samples), (None, None))
+        prompt = getattr(first, "prompt", "")
+        if isinstance(first, Conversation) or not isinstance(prompt, str):
+            kind = "chat"
+        elif not prompt:
+            # Texts that are compared or judged as they are answer nobody.
+            return "plain"
+    if learned not in (None, kind):
+        logger.warning(
+            "warning: run %s has learned from %s prompts, and these are %s: what it has learned "
+            "may be lost on them",
+            *(setup.model, learned, kind),
+        )
+    return kind
+
+
+def _check_rewards(config: Any, kind: Kind) -> None:
+    for name in getattr(config, "reward", ()):
+        learned = open_run(name).spec.get("template", kind) if is_run(name) else kind
+        if learned != kind:
+            raise UserError(
+                f"the reward model {name} has learned from {learned} prompts, and these are "
+                f"{kind}; expected template {learned}, or another reward"
+            )

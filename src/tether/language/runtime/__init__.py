@@ -1,0 +1,1 @@
+"""Processes, devices' memory, the cache folder, and parameters as arrays."""

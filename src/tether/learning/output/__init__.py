@@ -1,0 +1,1 @@
+"""What a run shows: metrics, sinks, progress, samples, plots and reports."""

@@ -1,0 +1,1 @@
+"""What a run keeps on the disk: the folder, its record and its checkpoints."""
