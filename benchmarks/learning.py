@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from tether.control.seeds import train_seeds
-from tether.control.training import evaluate_run
-from tether.learning.output.plots import learning_curves
+from tether.control.training import ENGINE, evaluate_run
+from tether.learning.reports.plots import learning_curves
 from tether.learning.run import Run
+from tether.learning.seeds import is_seeds_folder, resume_seeds, train_seeds
 
 
 def main() -> None:
@@ -68,9 +68,18 @@ def _train(arguments: argparse.Namespace, env: str, folder: Path) -> float | Non
         return None
     start = time.perf_counter()
     if len(missing) < len(arguments.seeds):
-        train_seeds(
-            arguments.method, env, missing, total_steps=arguments.steps, out=folder, progress=False
-        )
+        if is_seeds_folder(folder):
+            resume_seeds(ENGINE, folder, total_steps=arguments.steps, progress=False)
+        else:
+            train_seeds(
+                ENGINE,
+                arguments.method,
+                missing,
+                env=env,
+                total_steps=arguments.steps,
+                out=folder,
+                progress=False,
+            )
         return None
     command = [*_TETHER, "train", arguments.method, "--env", env, "--quiet"]
     command += ["--seeds", ",".join(map(str, missing)), "--total-steps", str(arguments.steps)]

@@ -17,17 +17,42 @@ from typing import TYPE_CHECKING, Any
 from tether.version import __version__
 
 if TYPE_CHECKING:
-    from tether.control.training import Trained, evaluate_run, load, resume, train
+    from tether.api import evaluate, generate, load, resume, train
+    from tether.control.training import TrainedPolicy, evaluate_run
+    from tether.language.runs.training import TrainedModel
+    from tether.learning.callbacks import BaseCallback, Every, StopOnReturn
+    from tether.learning.engine import Trained
 
 _HOMES = {
-    "Trained": "tether.control.training",
+    "BaseCallback": "tether.learning.callbacks",
+    "Every": "tether.learning.callbacks",
+    "StopOnReturn": "tether.learning.callbacks",
+    "Trained": "tether.learning.engine",
+    "TrainedModel": "tether.language.runs.training",
+    "TrainedPolicy": "tether.control.training",
+    "evaluate": "tether.api",
     "evaluate_run": "tether.control.training",
-    "load": "tether.control.training",
-    "resume": "tether.control.training",
-    "train": "tether.control.training",
+    "generate": "tether.api",
+    "load": "tether.api",
+    "resume": "tether.api",
+    "train": "tether.api",
 }
 
-__all__ = ["Trained", "__version__", "evaluate_run", "load", "resume", "train"]
+__all__ = [
+    "BaseCallback",
+    "Every",
+    "StopOnReturn",
+    "Trained",
+    "TrainedModel",
+    "TrainedPolicy",
+    "__version__",
+    "evaluate",
+    "evaluate_run",
+    "generate",
+    "load",
+    "resume",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

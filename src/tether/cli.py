@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from tether.errors import Interrupted, UserError
@@ -32,7 +30,9 @@ COMMANDS: dict[str, Command] = {
     "train": Command(
         "METHOD --env ID", "train a policy in an environment", "tether.control.commands:train"
     ),
-    "resume": Command("RUN", "go on with a run, bit for bit where it stopped", "tether.cli:resume"),
+    "resume": Command(
+        "RUN", "go on with a run, bit for bit where it stopped", "tether.run_commands:resume"
+    ),
     "evaluate": Command(
         "RUN", "run whole episodes with a run's policy", "tether.control.commands:evaluate"
     ),
@@ -66,13 +66,13 @@ COMMANDS: dict[str, Command] = {
     ),
     "chat": Command("MODEL", "talk with a model or a run", "tether.language.commands.speak:chat"),
     "study": Command("NAME", "reproduce a result of the lecture", "tether.studies.commands:study"),
-    "plot": Command("RUN...", "draw learning curves", "tether.learning.commands:plot"),
+    "plot": Command("RUN...", "draw learning curves", "tether.run_commands:plot"),
     "report": Command(
         "RUN...",
         "one page on runs: settings, curves, samples",
-        "tether.learning.commands:report",
+        "tether.run_commands:report",
     ),
-    "methods": Command("", "list the methods", "tether.control.commands:methods"),
+    "methods": Command("", "list the methods", "tether.run_commands:methods"),
     "envs": Command("", "list the environments", "tether.control.commands:envs"),
     "demo": Command("", "see both halves at work, from nothing", "tether.studies.demo:demo"),
 }
@@ -134,31 +134,6 @@ def program() -> NoReturn:
     if together is not None:
         together.end(code)
     sys.exit(code)
-
-
-def resume(arguments: Sequence[str]) -> None:
-    """`tether resume RUN`: hands over to the half of the house that the run belongs to."""
-    half = "control"
-    for word in arguments:
-        try:
-            record = json.loads((Path(word) / "run.json").read_bytes())
-            spec, method = record["spec"], record["method"]
-            if spec.get("room") == "language":
-                half = "language"
-            elif "env" not in spec:
-                kept = " (python -m tether.language.pretraining)" * (method == "pretraining")
-                raise UserError(
-                    f"run {word} is one of {method}, which goes on where it was started{kept}; "
-                    "`tether resume` knows those of `tether train`, sft, reward, rlhf and dpo"
-                )
-            break
-        except UserError:
-            raise
-        except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
-            # Not a run's folder, or a damaged one: the command itself says so best.
-            continue
-    module = "tether.control.commands" if half == "control" else "tether.language.commands.learn"
-    importlib.import_module(module).resume(arguments)
 
 
 def _find(name: str):  # type: ignore[no-untyped-def]

@@ -4,7 +4,7 @@ import pytest
 from short_runs import SHORT, TINY
 
 import tether
-from tether.control.training import Trained
+from tether.control.training import TrainedPolicy as Trained
 
 
 @pytest.fixture(scope="module")

@@ -21,11 +21,11 @@ from tether.control.envs import make
 from tether.control.envs.gymnasium_vector import episode_seed
 from tether.control.evaluation import evaluate
 from tether.control.policy import Policy, PolicySpec
-from tether.control.seeds import train_seeds
-from tether.control.training import Trained
+from tether.control.training import TrainedPolicy as Trained
 from tether.errors import UserError
 from tether.learning import read_metrics
-from tether.learning.output.plots import learning_curves
+from tether.learning.reports.plots import learning_curves
+from tether.learning.seeds import parse_seeds
 
 
 def test_predict_is_the_network_over_normalized_observations(cheetah: Trained) -> None:
@@ -232,21 +232,21 @@ def test_seeds_side_by_side_take_the_threads_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    train = training.train
+    train = training.ENGINE.train
 
     def noting(*arguments: Any, **settings: Any) -> Trained:
         seen.append(settings["threads"])
         return train(*arguments, **settings)
 
-    monkeypatch.setattr(training, "train", noting)
+    monkeypatch.setattr(training.ENGINE, "train", noting)
     arguments = "train vpg --env CartPole-v1 --seeds 1,2 --total-steps 1024 --threads 3 --quiet"
     assert cli.main([*arguments.split(), "--sinks", "--out", str(tmp_path / "run")]) == 0
     assert seen == [3, 3]
 
 
 def test_seeds_side_by_side_are_the_seeds_alone(tmp_path: Path, cheetah: Trained) -> None:
-    together = train_seeds(
-        "ppo", "HalfCheetah-v5", [2, 3, 4], total_steps=512, out=tmp_path, **SHORT, **TINY
+    together = tether.train(
+        "ppo", "HalfCheetah-v5", seeds=[2, 3, 4], total_steps=512, out=tmp_path, **SHORT, **TINY
     )
     # Trainings shorten it, and whichever ends last puts Python's own back.
     assert sys.getswitchinterval() == pytest.approx(0.005)
@@ -289,16 +289,47 @@ def test_seeds_may_make_their_environments_at_the_same_moment(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+class Failing(tether.BaseCallback):
+    """Fails in the run of one seed."""
+
+    def on_iteration(self, run: Any, learner: Any, metrics: Any) -> None:
+        if run.path.name == "seed-1":
+            raise UserError("seed 1 fails")
+
+
 def test_one_seed_that_fails_stops_the_others(tmp_path: Path) -> None:
-    (tmp_path / "seed-1").mkdir()
-    (tmp_path / "seed-1" / "precious.txt").touch()
-    with pytest.raises(UserError, match=r"seed-1.*not empty"):
-        train_seeds("ppo", "CartPole-v1", [0, 1], total_steps=200_000, out=tmp_path, **TINY)
+    settings = {"total_steps": 200_000, "out": tmp_path, **TINY}
+    with pytest.raises(UserError, match="seed 1 fails"):
+        tether.train("ppo", "CartPole-v1", seeds=[0, 1], callbacks=[Failing()], **settings)
     # The other one was stopped after its iteration, with a checkpoint.
     assert tether.load(tmp_path / "seed-0").predict(np.zeros(4)) in (0, 1)
     assert 0 < read_metrics(tmp_path / "seed-0")[-1]["step"] < 100_000
     with pytest.raises(UserError, match=r"seeds are \[1, 1\]; expected distinct"):
-        train_seeds("ppo", "CartPole-v1", [1, 1], out=tmp_path)
+        tether.train("ppo", "CartPole-v1", seeds=[1, 1], out=tmp_path, **TINY)
+    with pytest.raises(UserError, match=r"not empty.*continue it: tether resume"):
+        tether.train("ppo", "CartPole-v1", seeds=[1, 2], out=tmp_path, **TINY)
+
+
+def test_a_folder_of_seeds_is_resumed_as_a_whole(tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for out, steps in ((whole, 256), (cut, 128)):
+        tether.train("ppo", "CartPole-v1", seeds=[5, 6, 7], total_steps=steps, out=out, **TINY)
+    # As after an interruption before this seed had begun.
+    shutil.rmtree(cut / "seed-7")
+    resumed = tether.resume(cut, total_steps=256, progress=False)
+    assert [run.steps for run in resumed.runs] == [256] * 3
+    for seed in (5, 6, 7):
+        assert_equal_runs(cut / f"seed-{seed}", whole / f"seed-{seed}")
+    assert cli.main(["plot", str(cut), "--out", str(tmp_path / "curves.png")]) == 0
+    assert cli.main(["report", str(cut), "--out", str(tmp_path / "report.html")]) == 0
+    assert cli.main(["resume", str(cut), "--quiet"]) == 0
+
+
+def test_seeds_are_lists_and_ranges() -> None:
+    assert parse_seeds("0-2,7") == [0, 1, 2, 7]
+    for text, hint in (("5", "0-4 for 5 seeds"), ("1,1", "distinct"), ("a", "such as 0,1,2")):
+        with pytest.raises(UserError, match=hint):
+            parse_seeds(text)
 
 
 def test_a_learning_curve_is_drawn(cheetah: Trained, pairs: Trained, tmp_path: Path) -> None:

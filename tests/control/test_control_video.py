@@ -16,7 +16,7 @@ import pytest
 
 from tether import cli
 from tether.control import video
-from tether.control.training import Trained
+from tether.control.training import TrainedPolicy as Trained
 from tether.control.video import choose_renderer, film
 from tether.errors import UserError
 

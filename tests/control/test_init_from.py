@@ -12,11 +12,12 @@ from demonstrators import balancer, record
 import tether
 from tether import cli
 from tether.control.envs import make
-from tether.control.methods import METHODS, find_method
+from tether.control.methods import METHODS
 from tether.control.policy_learner import PolicyLearner
 from tether.control.training import configure
 from tether.errors import UserError
 from tether.learning import Run, read_metrics
+from tether.learning.methods import find_method
 
 QUIET: dict[str, Any] = {"progress": False, "sinks": ()}
 
@@ -62,7 +63,7 @@ def test_ppo_starts_where_behaviour_cloning_ended(clone: Path, tmp_path: Path) -
 def test_every_method_can_begin_with_it(method: str, clone: Path) -> None:
     policy = tether.load(clone)
     config = configure(method, settings={"hidden": (64, 64), "normalize_observation": True})
-    kind = find_method(method)
+    kind = find_method(METHODS, method)
     env = make("CartPole-v1", kind.environments(config))
     learner: PolicyLearner = kind(config, env, seed=3, total_steps=10**6, initial=policy)
     given = policy.state()

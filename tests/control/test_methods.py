@@ -14,10 +14,11 @@ from toy_environments import Copy
 from tether.control.envs import make
 from tether.control.evaluation import evaluate
 from tether.control.learner import OnPolicyLearner
-from tether.control.methods import find_method
+from tether.control.methods import METHODS
 from tether.control.training import configure
 from tether.errors import UserError
 from tether.learning import load_checkpoint, save_checkpoint
+from tether.learning.methods import find_method
 
 
 class Chain(gym.Env):
@@ -48,8 +49,8 @@ class Chain(gym.Env):
 
 def learner_of(method: str, env: Any, *, seed: int = 0, **settings: Any) -> OnPolicyLearner:
     config = configure(method, settings=settings)
-    world = make(env, find_method(method).environments(config))
-    return find_method(method)(config, world, seed=seed, total_steps=60_000)
+    world = make(env, find_method(METHODS, method).environments(config))
+    return find_method(METHODS, method)(config, world, seed=seed, total_steps=60_000)
 
 
 def iterations(learner: OnPolicyLearner, count: int) -> list[dict[str, float]]:
@@ -176,6 +177,6 @@ def test_what_cannot_be_is_refused_in_one_line(
 
 @pytest.mark.parametrize("method", ["vpg", "a2c", "a2c-tr", "trpo", "ppo", "ppo-kl"])
 def test_the_paper_preset_names_every_field(method: str) -> None:
-    learner = find_method(method)
+    learner = find_method(METHODS, method)
     assert learner.presets["paper"].keys() == learner.config_class.model_fields.keys()
     configure(method, "paper")

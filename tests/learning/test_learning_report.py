@@ -13,7 +13,7 @@ from tether import cli
 from tether.errors import UserError
 from tether.learning import Run
 from tether.learning.output.metrics import format_line
-from tether.learning.output.report import _thinned, write_report
+from tether.learning.reports.report import _thinned, write_report
 
 
 class Page(HTMLParser):

@@ -1,4 +1,4 @@
-"""The control half's commands: train, resume, evaluate, methods, envs."""
+"""The commands of the control engine: train, evaluate, envs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import tyro
 from tether.arguments import parse, peek, print_json, read_toml, say
 from tether.control import training
 from tether.control.evaluation import EVALUATION_SEED
-from tether.control.methods import METHODS, find_method
+from tether.control.methods import METHODS
 from tether.errors import UserError
+from tether.learning.methods import find_method
+from tether.learning.seeds import Seeds, parse_seeds, train_seeds
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,10 @@ class TrainOptions:
     """default (what scores best) or, where the method has it, paper (its publication)."""
     total_steps: int = 1_000_000
     """Environment steps to take; for bc, pairs to learn from."""
-    seed: int = 0
-    """Decides everything random: same seed, same numbers."""
+    seed: int | None = None
+    """Decides everything random: the same seed gives the same numbers; 0 if not given."""
     seeds: str | None = None
-    """Several seeds in one process, such as 0,1,2; each gets its own run folder."""
+    """Several seeds, such as 0,1,2 or 0-9; each gets a run folder of its own inside --out."""
     out: Path | None = None
     """Folder of the run (new or empty); runs/METHOD-ENV-SEED-TIME if not given."""
     init_from: Path | None = None
@@ -61,7 +63,7 @@ def train(arguments: Sequence[str]) -> None:
             return
         raise UserError("no METHOD given")
     method, rest = arguments[0], arguments[1:]
-    learner = find_method(method)
+    learner = find_method(METHODS, method)
     preset, file = peek(rest, "--preset") or "default", peek(rest, "--config")
     settings: dict[str, Any] = {}
     if file is not None:
@@ -69,59 +71,40 @@ def train(arguments: Sequence[str]) -> None:
     base = training.configure(method, preset, settings)
     options, config = _parse_train(method, learner.config_class, base, rest)
     kwargs = _json_object(options.env_kwargs)
+    chosen: dict[str, Any] = {
+        "env": options.env,
+        "preset": options.preset,
+        "config": config,
+        "total_steps": options.total_steps,
+        "out": options.out,
+        "init_from": options.init_from,
+        "env_kwargs": kwargs,
+        "threads": options.threads,
+        "checkpoint_every": options.checkpoint_every,
+        "sinks": options.sinks,
+        "progress": not options.quiet,
+    }
     if options.seeds is not None:
-        _train_seeds(method, options, config, kwargs)
+        if options.seed is not None:
+            raise UserError("--seed and --seeds are both given; give one of them")
+        report_seeds(
+            train_seeds(training.ENGINE, method, parse_seeds(options.seeds), **chosen),
+            options.json,
+        )
         return
-    trained = training.train(
-        method,
-        options.env,
-        preset=options.preset,
-        total_steps=options.total_steps,
-        seed=options.seed,
-        out=options.out,
-        init_from=options.init_from,
-        env_kwargs=kwargs,
-        threads=options.threads,
-        checkpoint_every=options.checkpoint_every,
-        sinks=options.sinks,
-        progress=not options.quiet,
-        **config.model_dump(),
-    )
-    _report(trained, options.json)
+    trained = training.train(method, seed=options.seed or 0, **chosen)
+    say(trained.line())
+    if options.json:
+        print_json(trained.summary())
 
 
-@dataclass(frozen=True)
-class ResumeOptions:
-    """Go on with a run where its newest checkpoint left off."""
-
-    run: tyro.conf.Positional[Path]
-    """The run's folder."""
-    total_steps: int | None = None
-    """A new budget of environment steps; the run's own if not given."""
-    checkpoint_every: int | None = None
-    """Save whenever training passes a multiple of so many steps, beside once a minute."""
-    threads: int | None = None
-    """Physics threads; all cores up to 8 if not given."""
-    sinks: tuple[Literal["tensorboard", "wandb", "trackio"], ...] | None = None
-    """Where metrics go besides metrics.jsonl; where they went so far if not given."""
-    json: bool = False
-    """Print one JSON object as the last line of stdout."""
-    quiet: bool = False
-    """Show no progress."""
-
-
-def resume(arguments: Sequence[str]) -> None:
-    """`tether resume RUN`."""
-    options = parse(ResumeOptions, arguments, prog="tether resume")
-    trained = training.resume(
-        options.run,
-        total_steps=options.total_steps,
-        checkpoint_every=options.checkpoint_every,
-        threads=options.threads,
-        sinks=options.sinks,
-        progress=not options.quiet,
-    )
-    _report(trained, options.json)
+def report_seeds(results: Seeds[Any], as_json: bool) -> None:
+    """Says what became of each seed."""
+    for trained in results.runs:
+        say(trained.line())
+    say(f"all seeds: {results.folder}")
+    if as_json:
+        print_json(results.summary())
 
 
 @dataclass(frozen=True)
@@ -182,16 +165,6 @@ class ListOptions:
     """Print one JSON object as the last line of stdout."""
 
 
-def methods(arguments: Sequence[str]) -> None:
-    """`tether methods`."""
-    options = parse(ListOptions, arguments, prog="tether methods")
-    if options.json:
-        print_json({name: method.summary for name, method in METHODS.items()})
-        return
-    for name, method in METHODS.items():
-        print(f"{name:14}{method.summary}")
-
-
 def envs(arguments: Sequence[str]) -> None:
     """`tether envs`."""
     from tether.control.envs import list_environments
@@ -222,46 +195,6 @@ def _parse_train(method: str, config_class: Any, base: Any, arguments: Sequence[
         default=command(TrainOptions(env=missing), base),
     )
     return parsed.options, parsed.settings
-
-
-def _train_seeds(method: str, options: TrainOptions, config: Any, kwargs: dict[str, Any]) -> None:
-    try:
-        seeds = [int(word) for word in (options.seeds or "").split(",")]
-    except ValueError:
-        raise UserError(f"--seeds is {options.seeds!r}; expected integers such as 0,1,2") from None
-    from tether.control.seeds import train_seeds
-
-    results = train_seeds(
-        method,
-        options.env,
-        seeds,
-        preset=options.preset,
-        total_steps=options.total_steps,
-        out=options.out,
-        init_from=options.init_from,
-        env_kwargs=kwargs,
-        checkpoint_every=options.checkpoint_every,
-        threads=options.threads,
-        sinks=options.sinks,
-        progress=not options.quiet,
-        **config.model_dump(),
-    )
-    for trained in results.runs:
-        _report(trained, False)
-    if options.json:
-        print_json(results.summary())
-
-
-def _report(trained: training.Trained, as_json: bool) -> None:
-    summary = trained.summary()
-    mean, std = summary["return_mean"], summary["return_std"]
-    score = "no episode ended" if mean is None else f"return {mean:.1f} +- {std:.1f}"
-    say(
-        f"{summary['steps']:,} steps in {summary['seconds']:.1f} s "
-        f"({summary['steps_per_second']:,.0f}/s); {score}; run: {summary['run']}"
-    )
-    if as_json:
-        print_json(summary)
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from rich.table import Table
 from tether.arguments import say
 from tether.control import training
 from tether.errors import UserError
-from tether.learning.output.plots import learning_curves
+from tether.learning.reports.plots import learning_curves
 
 
 def show(out: Path, *, env: str, total_steps: int, seed: int) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def show(out: Path, *, env: str, total_steps: int, seed: int) -> dict[str, Any]:
         say(f"going on with {out}")
         trained = training.resume(out)
     else:
-        trained = training.train("ppo", env, total_steps=total_steps, seed=seed, out=out)
+        trained = training.train("ppo", env=env, total_steps=total_steps, seed=seed, out=out)
     evaluation = training.evaluate_run(out).summary()
     curve = learning_curves([out], out / "curve.png")
     film: Path | None = out / "film.mp4"

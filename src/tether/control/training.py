@@ -1,19 +1,15 @@
-"""From words to a run: build the environments and the learner, train, resume, load."""
+"""The control engine: build the environments and a policy's learner, from settings or a record."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
-import os
-import resource
 import sys
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -21,194 +17,193 @@ import numpy as np
 from tether.control.demonstrations import Recorder
 from tether.control.envs import VectorEnv, make
 from tether.control.evaluation import EVALUATION_SEED, Evaluation, evaluate
-from tether.control.methods import find_method
+from tether.control.methods import METHODS
 from tether.control.policy import Policy, PolicySpec
 from tether.control.policy_learner import PolicyConfig, PolicyLearner
 from tether.errors import UserError
-from tether.learning.callbacks import BaseCallback, Callback
-from tether.learning.learner import Learner, Metrics
-from tether.learning.loop import check_every
-from tether.learning.output.metrics import read_metrics
-from tether.learning.output.sinks import check_sinks
+from tether.learning.engine import Engine, Prepared, Trained, check_total_steps
+from tether.learning.learner import Learner
+from tether.learning.machine import cores
+from tether.learning.methods import Method, check_learner_class
 from tether.learning.run import Run
 
 EnvLike = str | gym.Env[Any, Any] | Callable[[], gym.Env[Any, Any]]
 
 
 @dataclass
-class Trained:
-    """A finished training.
+class TrainedPolicy(Trained):
+    """A finished training of a policy.
 
     Attributes:
-        run: the run's folder.
         policy: ready to `predict`.
-        steps: environment steps in all.
-        seconds: time spent training in this process, without start-up.
-        metrics: the last iteration's measurements.
-        first_iteration: steps and seconds of the first iteration, which compiles.
     """
 
-    run: Path
-    policy: Policy
-    steps: int
-    seconds: float
-    metrics: Metrics
-    first_iteration: tuple[int, float] = (0, 0.0)
-    steps_here: int = field(default=0, repr=False)
+    policy: Policy = None  # type: ignore[assignment]
 
     def summary(self) -> dict[str, Any]:
         """What the command line prints with --json."""
         metrics = self.metrics
         return {
-            "run": str(self.run),
-            "steps": self.steps,
-            "seconds": self.seconds,
-            "steps_per_second": self.steps_here / self.seconds if self.seconds else 0.0,
+            **super().summary(),
             "return_mean": metrics.get("return/mean"),
             "return_std": metrics.get("return/std"),
             "episodes": metrics.get("episode/count", 0),
             "steps_per_iteration": self.first_iteration[0],
             "first_iteration_seconds": self.first_iteration[1],
-            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
 
+    def score(self) -> str:
+        """The training return, in a few words."""
+        mean, std = (self.metrics.get(f"return/{name}") for name in ("mean", "std"))
+        return "no episode ended" if mean is None else f"return {mean:.1f} +- {std:.1f}"
 
-def configure(
-    method: str, preset: str = "default", settings: Mapping[str, Any] | None = None
-) -> PolicyConfig:
-    """The validated settings of `method`: a preset with `settings` laid over it.
 
-    Raises:
-        UserError: unknown method, preset or setting, or a bad value.
-    """
-    learner = find_method(method)
-    if preset not in learner.presets:
-        raise UserError(
-            f"unknown preset {preset!r} of {method}; known: {', '.join(learner.presets)}"
+class ControlEngine(Engine[PolicyLearner, TrainedPolicy]):
+    """Trains policies in Gymnasium and MuJoCo environments."""
+
+    name: ClassVar[str] = "control"
+    methods: ClassVar[Mapping[str, Method]] = METHODS
+
+    def configure(
+        self,
+        method: str | type[Any],
+        preset: str = "default",
+        settings: Mapping[str, Any] | None = None,
+    ) -> PolicyConfig:
+        """The validated settings of `method`: a preset with `settings` laid over it.
+
+        Raises:
+            UserError: unknown method, preset or setting, or a bad value.
+        """
+        name, kind = self.find(method)
+        return _configure(name, kind, preset, settings or {})
+
+    def prepare(
+        self,
+        method: str | type[Any],
+        *,
+        env: EnvLike | None = None,
+        preset: str = "default",
+        total_steps: int = 1_000_000,
+        seed: int | None = 0,
+        init_from: str | Path | None = None,
+        env_kwargs: Mapping[str, Any] | None = None,
+        threads: int | None = None,
+        config: PolicyConfig | None = None,
+        **settings: Any,
+    ) -> Prepared[PolicyLearner]:
+        """Builds the environments and the learner.
+
+        Args:
+            method: one of :data:`tether.control.methods.METHODS`, or a class that derives from
+                :class:`tether.control.policy_learner.PolicyLearner`.
+            env: a Gymnasium id, an environment, or a function that makes one.
+            preset: "default" (what scores best) or "paper".
+            total_steps: environment steps (behaviour cloning: pairs); rounded up to whole
+                iterations.
+            seed: decides everything random; None draws one, which the run records.
+            init_from: another run, of equal spaces and network, whose policy to begin with.
+            env_kwargs: passed to `gymnasium.make`.
+            threads: physics threads; every core up to 8 when not given. Results do not depend on
+                it.
+            config: the resolved settings, instead of `preset` and `settings`.
+            **settings: fields of the method's config, over the preset.
+
+        Raises:
+            UserError: anything that the user can correct; one line.
+        """
+        name, kind = self.find(method)
+        if env is None:
+            raise UserError(f"{name} needs an environment; give env=, such as 'HalfCheetah-v5'")
+        seed = drawn_seed() if seed is None else seed
+        check_budget(total_steps, seed)
+        config = config if config is not None else _configure(name, kind, preset, settings)
+        initial = load(init_from) if init_from is not None else None
+        world = make(
+            env,
+            kind.environments(config),
+            threads=threads or default_threads(),
+            **(env_kwargs or {}),
         )
-    return learner.config_class.load({**learner.presets[preset], **(settings or {})})
-
-
-def train(
-    method: str,
-    env: EnvLike,
-    *,
-    preset: str = "default",
-    total_steps: int = 1_000_000,
-    seed: int = 0,
-    out: str | Path | None = None,
-    init_from: str | Path | None = None,
-    env_kwargs: Mapping[str, Any] | None = None,
-    threads: int | None = None,
-    checkpoint_every: int | None = None,
-    callbacks: Sequence[Callback] = (),
-    sinks: Sequence[str] = ("tensorboard",),
-    progress: bool = True,
-    **settings: Any,
-) -> Trained:
-    """Train a policy: ``tether.train("ppo", env="HalfCheetah-v5")``.
-
-    Args:
-        method: one of :data:`tether.control.methods.METHODS`.
-        env: a Gymnasium id, or a function that makes an environment.
-        preset: "default" (what scores best) or "paper".
-        total_steps: environment steps (behaviour cloning: pairs); rounded up to whole iterations.
-        seed: decides everything random.
-        out: the run's folder, new or empty; `runs/<method>-<env>-<seed>-<time>` when not given.
-        init_from: another run, of equal spaces and network, whose policy to begin with.
-        env_kwargs: passed to `gymnasium.make`.
-        threads: physics threads; every core up to 8 when not given. Results do not depend on it.
-        checkpoint_every: save whenever training passes a multiple of so many steps; every minute
-            and at the end in any case.
-        callbacks: see :mod:`tether.learning.callbacks`.
-        sinks: where metrics go beside metrics.jsonl: "tensorboard", "wandb", "trackio".
-        progress: show progress on stderr.
-        **settings: fields of the method's config, over the preset.
-
-    Raises:
-        UserError: anything the user can mend; one line.
-    """
-    check_budget(total_steps, seed)
-    check_sinks(sinks)
-    check_every(checkpoint_every)
-    config = configure(method, preset, settings)
-    kind = find_method(method)
-    initial = load(init_from) if init_from is not None else None
-    threads = threads if threads is not None else default_threads()
-    world = make(env, kind.environments(config), threads=threads, **(env_kwargs or {}))
-    learner: PolicyLearner | None = None
-    try:
-        # Before the run's folder, so that a mistake which only the learner notices leaves none.
-        learner = kind(config, world, seed=seed, total_steps=total_steps, initial=initial)
-        spec = {
+        learner = _build(kind, config, world, seed, total_steps, initial)
+        spec: dict[str, Any] = {
             "env": env if isinstance(env, str) else None,
             "env_name": world.id,
             "env_kwargs": dict(env_kwargs or {}),
-            "seed": seed,
-            "total_steps": total_steps,
             "preset": preset,
-            "sinks": list(sinks),
             "policy": learner.spec.to_json(),
         }
         if initial is not None:
             source = str(Path(str(init_from)).resolve())
             spec["init_from"] = {"run": source, "policy": _fingerprint(initial)}
-        run = Run.create(
-            Path(out) if out is not None else default_folder(method, world.id, seed),
-            method=method,
-            config=config.dump(),
-            spec=spec,
+        return _prepared(name, learner, total_steps, seed, world.id, spec)
+
+    def rebuild(  # type: ignore[override]
+        self,
+        run: Run,
+        *,
+        total_steps: int,
+        method: type[Any] | None = None,
+        env: EnvLike | None = None,
+        threads: int | None = None,
+    ) -> Prepared[PolicyLearner]:
+        """Builds a run's environments and learner again.
+
+        Args:
+            run: the run.
+            total_steps: the budget.
+            method: the learner class, if the run was trained by one from outside tether.
+            env: the environment, needed only if the run was started from an object.
+            threads: as in :meth:`prepare`.
+        """
+        spec = run.spec
+        seed = int(spec["seed"])
+        check_budget(total_steps, seed)
+        kind = self.find_again(run, method)
+        config = _configure(run.method, kind, spec["preset"], run.config)
+        initial = _initial_policy(run)
+        world = _environment(run, env, kind.environments(config), threads)
+        learner = _build(kind, config, world, seed, total_steps, initial)
+        return _prepared(run.method, learner, total_steps, seed, world.id, {})
+
+    def finished(self, prepared: Prepared[PolicyLearner], training: Trained) -> TrainedPolicy:
+        """Adds the policy."""
+        own = {f.name: getattr(training, f.name) for f in fields(training)}
+        return TrainedPolicy(**own, policy=prepared.learner.policy)
+
+    @contextmanager
+    def driving(self, prepared: Prepared[PolicyLearner]) -> Iterator[Learner]:
+        """Lets the threads of actor and critic hand over quickly."""
+        with _QUICK_HAND_OVER:
+            yield prepared.learner
+
+    def load(self, run: str | Path, **arguments: Any) -> Policy:
+        """The policy; see :func:`load`."""
+        return load(run, **arguments)
+
+    def subject(self, arguments: Mapping[str, Any]) -> str:
+        """The environment's id, or the name of the function that makes it."""
+        env = arguments.get("env")
+        name = env if isinstance(env, str) else getattr(env, "__name__", "environment")
+        return str(name)
+
+    def side_by_side(self, count: int, arguments: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+        """One seed's physics runs while another learns, so that the cores never wait."""
+        workers = min(count, max(2, default_threads()))
+        threads = arguments.get("threads") or max(1, default_threads() // workers)
+        return workers, {"threads": threads}
+
+    def check_class(self, method: type[Any]) -> None:
+        """Checks that a class has what this engine calls."""
+        members = (
+            *("config_class", "presets", "environments", "steps", "iterate", "state", "restore"),
+            "close",
         )
-        with run:
-            return _train(run, learner, total_steps, callbacks, sinks, progress, checkpoint_every)
-    finally:
-        (learner or world).close()
+        check_learner_class(method, members, "tether.control.policy_learner.PolicyLearner")
 
 
-def resume(
-    run: str | Path,
-    *,
-    env: EnvLike | None = None,
-    total_steps: int | None = None,
-    threads: int | None = None,
-    checkpoint_every: int | None = None,
-    callbacks: Sequence[Callback] = (),
-    sinks: Sequence[str] | None = None,
-    progress: bool = True,
-) -> Trained:
-    """Go on with a run where its newest checkpoint left off, bit for bit.
-
-    Args:
-        run: the run's folder.
-        env: the environment, needed only if the run was started from a function.
-        total_steps: a new budget; the run's own when not given.
-        threads: as in :func:`train`.
-        checkpoint_every: as in :func:`train`.
-        callbacks: as in :func:`train`.
-        sinks: as in :func:`train`; those the run began with when not given.
-        progress: as in :func:`train`.
-    """
-    opened = Run.open(run)
-    spec = opened.spec
-    if sinks is None:
-        sinks = spec.get("sinks", ("tensorboard",))
-    total = total_steps if total_steps is not None else int(spec["total_steps"])
-    check_budget(total, int(spec["seed"]))
-    check_sinks(sinks)
-    config = configure(opened.method, spec["preset"], opened.config)
-    kind = find_method(opened.method)
-    initial = _initial_policy(opened)
-    world = _environment(opened, env, kind.environments(config), threads)
-    learner: PolicyLearner | None = None
-    try:
-        with opened:
-            learner = kind(
-                config, world, seed=int(spec["seed"]), total_steps=total, initial=initial
-            )
-            opened.resume(learner)
-            return _train(opened, learner, total, callbacks, sinks, progress, checkpoint_every)
-    finally:
-        (learner or world).close()
+ENGINE = ControlEngine()
+train, resume, configure = ENGINE.train, ENGINE.resume, ENGINE.configure
 
 
 def load(run: str | Path) -> Policy:
@@ -219,8 +214,8 @@ def load(run: str | Path) -> Policy:
     opened = Run.open(run)
     if "policy" not in opened.spec:
         raise UserError(
-            f"run {run} is one of {opened.method}, which has no policy for an environment; a "
-            "language model is loaded by tether.language.runs.training.load_language_model"
+            f"run {run} was trained by {opened.method}, and holds no policy that acts in an "
+            f"environment; a language model answers: tether generate {run} --prompt ..."
         )
     state: Any = opened.load()
     return Policy.from_state(PolicySpec.from_json(opened.spec["policy"]), state["policy"])
@@ -260,24 +255,65 @@ def evaluate_run(
 
 
 def check_budget(total_steps: int, seed: int) -> None:
-    """Raise a UserError unless there is something to do and the seed fits."""
-    if total_steps < 1:
-        raise UserError(f"total_steps is {total_steps}; expected at least 1")
+    """Raises a UserError unless there is something to do and the seed fits."""
+    check_total_steps(total_steps)
     if not 0 <= seed < 2**31:
-        raise UserError(f"seed is {seed}; expected 0 to {2**31 - 1}")
+        raise UserError(f"seed is {seed}; expected 0 to {2**31 - 1}, or None to draw one")
+
+
+def drawn_seed() -> int:
+    """A seed from the operating system's randomness."""
+    return int(np.random.SeedSequence().generate_state(1)[0]) >> 1
 
 
 def default_threads() -> int:
     """Physics threads that suit this machine."""
-    return min(8, len(os.sched_getaffinity(0)))
+    return min(8, cores())
 
 
-def default_folder(method: str, env_id: str, seed: int) -> Path:
-    """A fresh folder's name under ./runs."""
-    name = "".join(c if c.isalnum() or c in "-._" else "-" for c in env_id)
-    folder = Path("runs") / f"{method}-{name}-{seed}-{datetime.now():%Y%m%d-%H%M%S}"
-    copies = (folder.with_name(f"{folder.name}-{i}") for i in itertools.count(2))
-    return next(path for path in (folder, *itertools.islice(copies, 1000)) if not path.exists())
+def _configure(name: str, kind: Any, preset: str, settings: Mapping[str, Any]) -> PolicyConfig:
+    if preset not in kind.presets:
+        raise UserError(f"unknown preset {preset!r} of {name}; known: {', '.join(kind.presets)}")
+    config: PolicyConfig = kind.config_class.load({**kind.presets[preset], **settings})
+    return config
+
+
+def _build(
+    kind: Any,
+    config: PolicyConfig,
+    world: VectorEnv,
+    seed: int,
+    total_steps: int,
+    initial: Policy | None,
+) -> PolicyLearner:
+    try:
+        learner: PolicyLearner = kind(
+            config, world, seed=seed, total_steps=total_steps, initial=initial
+        )
+    except BaseException:
+        world.close()
+        raise
+    return learner
+
+
+def _prepared(
+    name: str,
+    learner: PolicyLearner,
+    total_steps: int,
+    seed: int,
+    subject: str,
+    spec: dict[str, Any],
+) -> Prepared[PolicyLearner]:
+    return Prepared(
+        method=name,
+        config=learner.config,
+        learner=learner,
+        total_steps=total_steps,
+        seed=seed,
+        subject=subject,
+        spec=spec,
+        close=learner.close,
+    )
 
 
 def _environment(run: Run, env: EnvLike | None, num_envs: int, threads: int | None) -> VectorEnv:
@@ -318,31 +354,6 @@ def _fingerprint(policy: Policy) -> str:
     return digest.hexdigest()
 
 
-class _Clock(BaseCallback):
-    """Notes when the first iteration of this process ended: it is the one that compiles."""
-
-    def __init__(self) -> None:
-        self.start = time.perf_counter()
-        self.start_steps = 0
-        self.first: tuple[int, float] = (0, 0.0)
-
-    def on_start(self, run: Run, learner: Learner) -> None:
-        self.start = time.perf_counter()
-        self.start_steps = learner.steps
-
-    def on_iteration(self, run: Run, learner: Learner, metrics: Metrics) -> bool | None:
-        if not self.first[0]:
-            self.first = (learner.steps - self.start_steps, time.perf_counter() - self.start)
-        return None
-
-
-class _StopWhenFinished(BaseCallback):
-    """Ends a training that has nothing left to learn, such as one that stops early."""
-
-    def on_iteration(self, run: Run, learner: Learner, metrics: Metrics) -> bool | None:
-        return False if getattr(learner, "finished", False) else None
-
-
 class _QuickHandOver:
     """While any training is under way, threads hand over the interpreter within half a millisecond.
 
@@ -371,37 +382,3 @@ class _QuickHandOver:
 
 
 _QUICK_HAND_OVER = _QuickHandOver()
-
-
-def _train(
-    run: Run,
-    learner: PolicyLearner,
-    total_steps: int,
-    callbacks: Sequence[Callback],
-    sinks: Sequence[str],
-    progress: bool,
-    checkpoint_every: int | None,
-) -> Trained:
-    clock = _Clock()
-    with _QUICK_HAND_OVER:
-        metrics = run.train(
-            learner,
-            learner.steps if learner.finished else total_steps,
-            checkpoint_every=checkpoint_every,
-            callbacks=(clock, _StopWhenFinished(), *callbacks),
-            sinks=sinks,
-            progress=progress,
-        )
-    if not metrics and run.metrics_path.exists():
-        # Nothing was left to do: the run's last measurements still stand.
-        for row in read_metrics(run.metrics_path)[-1:]:
-            metrics = {name: value for name, value in row.items() if name != "step"}
-    return Trained(
-        run=run.path,
-        policy=learner.policy,
-        steps=learner.steps,
-        seconds=time.perf_counter() - clock.start,
-        metrics=metrics,
-        first_iteration=clock.first,
-        steps_here=learner.steps - clock.start_steps,
-    )

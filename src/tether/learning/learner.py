@@ -1,7 +1,10 @@
-"""What the one loop asks of a method: four members, and nothing about how it learns."""
+"""What the one loop asks of a method: four members, and nothing about how it learns.
 
-from collections.abc import Sequence
-from typing import Any, Protocol, TypeAlias
+What only some learners have is a protocol of its own, which the engine looks for.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,3 +56,24 @@ class Learner(Protocol):
     def restore(self, state: State) -> None:
         """Becomes the learner that returned ``state``, bit for bit."""
         ...
+
+
+@runtime_checkable
+class Finishes(Protocol):
+    """A learner that may have nothing left to learn before its budget is used up."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether more iterations would change nothing."""
+        ...
+
+
+@runtime_checkable
+class HasOrigins(Protocol):
+    """A learner that was given more by name than its model and its data, such as reward models.
+
+    Attributes:
+        origins: digests by name; a resumed run must find the same.
+    """
+
+    origins: Mapping[str, str]

@@ -1,23 +1,22 @@
 """The one loop: iterate, write, checkpoint, until done or told to stop."""
 
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from tether.errors import RunError, UserError
-from tether.learning.callbacks import Callback, CallbackList
-from tether.learning.checkpoint import save_checkpoint
-from tether.learning.folder import Position, RunFolder
+from tether.learning.callbacks import Callback, CallbackList, Outcome, RunView
 from tether.learning.learner import Learner, Metrics
-from tether.learning.metrics import MetricsFile
-from tether.learning.progress import Progress
+from tether.learning.output.metrics import MetricsFile
+from tether.learning.output.progress import Progress
+from tether.learning.output.sinks import Sink
 from tether.learning.signals import StopRequest
-from tether.learning.sinks import Sink
+from tether.learning.storage.checkpoint import save_checkpoint
+from tether.learning.storage.folder import Position, RunFolder
 
-if TYPE_CHECKING:
-    from tether.learning.run import Run
+logger = logging.getLogger(__name__)
 
 
 def check_every(steps: int | None) -> None:
@@ -45,11 +44,15 @@ class Cadence:
 
 
 class Loop:
-    """One stretch of training, from a start or resume to an end, stop or interruption."""
+    """One stretch of training, from a start or resume to an end, stop or interruption.
+
+    Attributes:
+        outcome: how it ended; None before it began.
+    """
 
     def __init__(
         self,
-        run: "Run",
+        run: RunView,
         folder: RunFolder,
         learner: Learner,
         position: Position,
@@ -62,6 +65,7 @@ class Loop:
         Raises:
             RunError: the file ends elsewhere: someone else wrote to it.
         """
+        self.outcome: Outcome | None = None
         self._run = run
         self._folder = folder
         self._learner = learner
@@ -94,14 +98,14 @@ class Loop:
         """Iterates until ``total_steps``, a callback's False, or a signal; then saves.
 
         Returns:
-            The last iteration's metrics. ``run.outcome`` says how it ended.
+            The last iteration's metrics. ``outcome`` says how it ended.
         """
         self._sinks = sinks
         # Opening the sinks may have taken a while, and is no training.
         self._start_clock(self._seconds)
         metrics: Metrics = {}
         go_on = True
-        self._run.outcome = "running"
+        self.outcome = "running"
         try:
             with ExitStack() as stack:
                 stack.callback(progress.close)
@@ -115,14 +119,24 @@ class Loop:
                 if self._unsaved:
                     self._save()
             if stop.received:
-                self._run.outcome = "interrupted"
+                self.outcome = "interrupted"
             else:
-                self._run.outcome = "done" if go_on else "stopped"
-        finally:
-            if self._run.outcome == "running":
-                self._run.outcome = "failed"
-            self._callbacks.on_end(self._run, self._learner)
+                self.outcome = "done" if go_on else "stopped"
+        except BaseException:
+            self.outcome = "failed"
+            self._end_after_error()
+            raise
+        self._callbacks.on_end(self._run, self._learner)
         return metrics
+
+    def _end_after_error(self) -> None:
+        """Calls on_end, whose own errors must not hide the one that ended the training."""
+        try:
+            self._callbacks.on_end(self._run, self._learner)
+        except Exception as error:
+            logger.warning(
+                "warning: on_end of a callback raised %s: %s", type(error).__name__, error
+            )
 
     def _start_clock(self, seconds: float) -> None:
         self._seconds = seconds

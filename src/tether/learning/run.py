@@ -5,17 +5,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from tether.errors import Interrupted, RunError
-from tether.learning.callbacks import Callback
-from tether.learning.folder import Position, RunFolder
+from tether.learning.callbacks import Callback, Outcome, check_callbacks
 from tether.learning.learner import Learner, Metrics, State
 from tether.learning.loop import Cadence, Loop
-from tether.learning.progress import open_progress
-from tether.learning.sinks import open_sinks
-
-Outcome = Literal["running", "done", "stopped", "interrupted", "failed"]
+from tether.learning.output.progress import open_progress
+from tether.learning.output.sinks import open_sinks
+from tether.learning.storage.folder import Position, RunFolder
 
 
 class Run:
@@ -41,11 +39,17 @@ class Run:
         self._folder = folder
         # None: there may be progress on the disk that no learner has taken up.
         self._position = position
-        self.outcome: Outcome | None = None
+        self._loop: Loop | None = None
 
     @classmethod
     def create(
-        cls, path: str | Path, *, method: str, config: Mapping[str, Any], spec: Mapping[str, Any]
+        cls,
+        path: str | Path,
+        *,
+        method: str,
+        config: Mapping[str, Any],
+        spec: Mapping[str, Any],
+        engine: str | None = None,
     ) -> Self:
         """Makes a new run folder, and holds its lock until trained or closed.
 
@@ -54,12 +58,15 @@ class Run:
             method: name of the method, such as ``"ppo"``.
             config: the resolved settings, JSON-able (``Config.dump()``).
             spec: what else is needed to build the learner again (environment, model, data).
+            engine: name of the engine that can build it; None: only the caller can.
 
         Raises:
             RunError: the folder is not empty, cannot be written, or is in use.
             UserError: config or spec cannot be written as JSON.
         """
-        folder = RunFolder.create(Path(path), method=method, config=config, spec=spec)
+        folder = RunFolder.create(
+            Path(path), engine=engine, method=method, config=config, spec=spec
+        )
         return cls(folder, Position())
 
     @classmethod
@@ -75,6 +82,16 @@ class Run:
     def path(self) -> Path:
         """The run's folder."""
         return self._folder.path
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How the last training ended; None before the first."""
+        return None if self._loop is None else self._loop.outcome
+
+    @property
+    def engine(self) -> str | None:
+        """Name of the engine that trains its method; None: whoever made the run drives it."""
+        return self._folder.record.engine
 
     @property
     def method(self) -> str:
@@ -98,7 +115,7 @@ class Run:
 
     @property
     def metrics_path(self) -> Path:
-        """``metrics.jsonl``; read it with :func:`tether.learning.metrics.read_metrics`."""
+        """``metrics.jsonl``; read it with :func:`tether.learning.output.metrics.read_metrics`."""
         return self._folder.metrics_path
 
     def checkpoints(self) -> list[Path]:
@@ -208,6 +225,7 @@ class Run:
                 written (disk full); the last good checkpoint stays.
             UserError: a bad argument, or what the learner raised; the last good checkpoint stays.
         """
+        check_callbacks(callbacks)
         cadence = Cadence(checkpoint_every, checkpoint_every_seconds, keep_checkpoints)
         self._folder.lock()
         with ExitStack() as stack:
@@ -220,6 +238,7 @@ class Run:
                 cadence=cadence,
                 callbacks=callbacks,
             )
+            self._loop = loop
             stack.callback(loop.close)
             opened = open_sinks(
                 sinks, self.path, created=self.created, config=self.config, step=learner.steps

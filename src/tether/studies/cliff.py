@@ -197,7 +197,7 @@ def _climb(config: CliffConfig, run: Path) -> TRPO:
     else:
         train(
             "trpo",
-            config.env,
+            env=config.env,
             total_steps=config.climbed,
             out=run,
             sinks=(),

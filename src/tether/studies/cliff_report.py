@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from tether.learning.output.plots import COLOURS
+from tether.learning.reports.plots import COLOURS
 from tether.learning.storage.durable import write_json
 from tether.studies.control_trials import mean_and_deviation
 from tether.studies.trials import Result, Trial

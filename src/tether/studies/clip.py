@@ -21,7 +21,7 @@ from pydantic import Field
 from tether import objectives
 from tether.errors import UserError
 from tether.learning.config import Config
-from tether.learning.output.plots import COLOURS
+from tether.learning.reports.plots import COLOURS
 from tether.learning.storage.durable import write_json
 from tether.studies.command_line import carry_out
 

@@ -100,7 +100,7 @@ def learn(settings: Mapping[str, Any], place: Path) -> Result:
         else:
             trained = train(
                 settings["method"],
-                settings["env"],
+                env=settings["env"],
                 preset=settings["preset"],
                 total_steps=settings["total_steps"],
                 seed=settings["seed"],

@@ -19,8 +19,9 @@ from typing import Any, Final
 
 from pydantic import Field, field_validator
 
-from tether.control.methods import find_method
+from tether.control.methods import METHODS as CONTROL_METHODS
 from tether.learning.config import Config
+from tether.learning.methods import find_method
 from tether.studies import figure3_report as report
 from tether.studies.command_line import carry_out
 from tether.studies.control_trials import MUJOCO, check_envs, training_trial
@@ -49,7 +50,7 @@ class Figure3Config(Config):
     @classmethod
     def _learn_from_rewards(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
         for method in methods:
-            if "demonstrations" in find_method(method).config_class.model_fields:
+            if "demonstrations" in find_method(CONTROL_METHODS, method).config_class.model_fields:
                 raise ValueError(f"{method} learns from demonstrations, not from rewards")
         return methods
 

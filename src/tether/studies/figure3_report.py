@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from tether.learning.output.plots import COLOURS, step_label
+from tether.learning.reports.plots import COLOURS, step_label
 from tether.learning.storage.durable import write_json
 from tether.studies.control_trials import by_cell, mean_and_deviation
 from tether.studies.published import PAPER, REWARD_CHANGES, SOURCES, task

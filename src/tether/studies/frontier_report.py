@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tether.learning.output.plots import COLOURS
+from tether.learning.reports.plots import COLOURS
 from tether.learning.storage.durable import write_json
 
 SERIES: Final = {

@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from tether.language.data.tokens import Prompt, Ranking
-from tether.language.methods import find_method
 from tether.language.methods.reward import RewardConfig
 from tether.language.methods.rlhf.learner import RLHFConfig
 from tether.language.methods.sft import SFTConfig
-from tether.language.models.from_run import ROOM, Setup, load_language_model
+from tether.language.models.from_run import Setup, load_language_model
 from tether.language.models.language_model import LanguageModel
 from tether.language.reviews.prompts import prefixes
-from tether.learning.callbacks import BaseCallback, Callback
+from tether.language.runs.training import ENGINE
+from tether.learning.callbacks import BaseCallback, RunView
 from tether.learning.config import Config
 from tether.learning.learner import Learner, Metrics
 from tether.learning.output.metrics import read_metrics
-from tether.learning.run import Run
 from tether.learning.storage.durable import replaced
 from tether.studies.sentiment import (
     SentimentConfig,
@@ -149,7 +148,7 @@ class Watch(BaseCallback):
         self.rows: list[dict[str, float]] = []
         self._previous = 0
 
-    def on_start(self, run: Run, learner: Learner) -> None:
+    def on_start(self, run: RunView, learner: Learner) -> None:
         """Takes up what was measured before, up to where a resumed run stands."""
         self._previous = learner.steps
         path = run.path / "measured.jsonl"
@@ -157,7 +156,7 @@ class Watch(BaseCallback):
             rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
             self.rows = [row for row in rows if row["step"] <= learner.steps]
 
-    def on_iteration(self, run: Run, learner: Learner, metrics: Metrics) -> bool | None:
+    def on_iteration(self, run: RunView, learner: Learner, metrics: Metrics) -> bool | None:
         """Measures, if it is time."""
         passed = learner.steps // self.every > self._previous // self.every
         self._previous = learner.steps
@@ -184,7 +183,7 @@ def learn(
     """Trains by a method in a run folder, from the start or from where it stopped.
 
     Args:
-        folder: of the run; afterwards a model like any other (``tether generate FOLDER``).
+        folder: of the run; it can then be used like any other (``tether generate FOLDER``).
         method: its name.
         config: its settings.
         setup: the model to begin with.
@@ -197,35 +196,18 @@ def learn(
     Returns:
         The model as it became.
     """
-    model = setup.load_model()
-    learner = find_method(method)(
-        config, model, data, seed=setup.seed, total_steps=total_steps, **given
-    )
+    how: dict[str, Any] = {
+        "data": data,
+        "given": given,
+        "callbacks": [] if watch is None else [watch],
+        "progress": progress,
+        "keep_checkpoints": 1,
+        "sinks": (),
+    }
     if (folder / "run.json").exists():
-        run = Run.open(folder)
-        run.resume(learner)
-    else:
-        spec = {
-            "room": ROOM,
-            "setup": setup.dump(),
-            "template": "plain",
-            "total_steps": total_steps,
-            "digest": "",
-        }
-        run = Run.create(folder, method=method, config=config.dump(), spec=spec)
-    # Completions to look at, where the learner has some: `tether report` shows them.
-    kept: Sequence[Callback] = getattr(learner, "callbacks", tuple)()
-    with run:
-        run.train(
-            learner,
-            total_steps,
-            callbacks=[*kept, *([] if watch is None else [watch])],
-            progress=progress,
-            progress_metric="loss",
-            keep_checkpoints=1,
-            sinks=(),
-        )
-    return model
+        return ENGINE.resume(folder, **how).language_model
+    settings = {**setup.model_dump(), "config": config, "total_steps": total_steps, "out": folder}
+    return ENGINE.train(method, **{**settings, **how}).language_model
 
 
 def frozen(run: Path, *, device: str) -> LanguageModel:

@@ -21,7 +21,7 @@ from pydantic import Field, field_validator
 
 from tether.control.envs import make
 from tether.learning.config import Config
-from tether.learning.output.plots import COLOURS
+from tether.learning.reports.plots import COLOURS
 from tether.learning.storage.durable import write_json
 from tether.studies.command_line import carry_out
 from tether.studies.control_trials import MUJOCO, check_envs, training_trial

@@ -25,7 +25,7 @@ from pydantic import Field
 from tether.language.methods.dpo.losses import DPOConfig
 from tether.language.models.from_run import load_reward_model
 from tether.language.models.language_model import LanguageModel
-from tether.learning.output.plots import COLOURS
+from tether.learning.reports.plots import COLOURS
 from tether.learning.storage.durable import write_json
 from tether.studies import sentiment
 from tether.studies import sentiment_runs as runs

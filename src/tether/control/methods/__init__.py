@@ -2,23 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
-from typing import TYPE_CHECKING, NamedTuple
-
-from tether.errors import UserError
-
-if TYPE_CHECKING:
-    from tether.control.policy_learner import PolicyLearner
-
-
-class Method(NamedTuple):
-    """Where a method lives and what it is in one line."""
-
-    module: str
-    learner: str
-    summary: str
-
+from tether.learning.methods import Method
 
 METHODS: dict[str, Method] = {
     "reinforce": Method(
@@ -72,18 +56,3 @@ METHODS: dict[str, Method] = {
         "behaviour cloning from demonstrations (Pomerleau 1989)",
     ),
 }
-
-
-def find_method(name: str) -> type[PolicyLearner]:
-    """The learner class of a method.
-
-    Raises:
-        UserError: no such method; names the closest.
-    """
-    if name not in METHODS:
-        close = difflib.get_close_matches(name, METHODS, n=1)
-        mend = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(METHODS)}"
-        raise UserError(f"unknown method {name!r}; {mend}")
-    module = importlib.import_module(METHODS[name].module)
-    learner: type[PolicyLearner] = getattr(module, METHODS[name].learner)
-    return learner

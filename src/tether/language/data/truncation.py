@@ -67,7 +67,7 @@ class Truncation:
         tokens: how many tokens were cut or left out.
     """
 
-    records: int
+    records: int = 0
     prompts: int = 0
     completions: int = 0
     dropped: int = 0

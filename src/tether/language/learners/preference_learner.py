@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -26,16 +26,15 @@ from tether.language.data.tokens import (
     Pair,
     Ranking,
     TokenBatch,
-    check_records,
     collate,
     collate_shared,
 )
+from tether.language.learners.language_learner import RecordLearner
 from tether.language.learners.means import Means
 from tether.language.learners.optimizer import OptimizationConfig, Optimizer, update_together
 from tether.language.learners.order import Order
-from tether.language.learners.splitting import split
 from tether.language.models.language_model import LanguageModel
-from tether.language.runtime.state import load_parameters, parameters_to_state
+from tether.learning.config import Config
 from tether.learning.learner import Metrics, State
 
 Comparison = Pair | Ranking
@@ -55,7 +54,7 @@ class PreferenceConfig(OptimizationConfig):
     """Iterations between two measurements on them; the last iteration measures, too."""
 
 
-class PreferenceLearner(ABC, Generic[R]):
+class PreferenceLearner(RecordLearner[R], Generic[R]):
     """A learner whose experience is a list of comparisons; its steps count them.
 
     Attributes:
@@ -64,8 +63,7 @@ class PreferenceLearner(ABC, Generic[R]):
         modules: what learns, by name.
     """
 
-    config: Any
-    config_class: ClassVar[type[PreferenceConfig]]
+    config_class: ClassVar[type[Config]]
 
     def __init__(
         self,
@@ -90,24 +88,9 @@ class PreferenceLearner(ABC, Generic[R]):
         Raises:
             UserError: no data, or some that does not fit the model.
         """
-        self.config = config
-        self.language_model = language_model
-        self.seed = seed
-        self.total_steps = total_steps
-        for source, records in (("data", data), ("held_out", held_out)):
-            if source == "data" or records:
-                check_records(
-                    records or (),
-                    vocabulary=language_model.vocabulary,
-                    context=language_model.context,
-                    source=source,
-                )
-        self.data, self.held_out = (
-            split(data, config.held_out) if held_out is None else (list(data), list(held_out))
+        super().__init__(
+            config, language_model, data, seed=seed, total_steps=total_steps, held_out=held_out
         )
-        self.modules: dict[str, nn.Module] = {"model": language_model.model}
-        self._steps = 0
-        self._iterations = 0
         self.init()
         lengths = [read_length(record) for record in self.data]
         self.optimizers = [Optimizer(group, config, total_steps) for group in self.groups()]
@@ -160,11 +143,6 @@ class PreferenceLearner(ABC, Generic[R]):
     def restore_method(self, state: State) -> None:
         """Undoes :meth:`method_state`."""
 
-    @property
-    def steps(self) -> int:
-        """Comparisons consumed so far; with several members, by each of them."""
-        return self._steps
-
     def iterate(self) -> Metrics:
         """One update, or one piece of the preparation; now and then a measurement.
 
@@ -202,7 +180,7 @@ class PreferenceLearner(ABC, Generic[R]):
     def state(self) -> State:
         """Parameters, optimizers, places in the data, and what the method adds."""
         return {
-            "modules": {name: parameters_to_state(m) for name, m in self.modules.items()},
+            "modules": self.modules_state(),
             "optimizers": [optimizer.state() for optimizer in self.optimizers],
             "orders": [order.state() for order in self.orders],
             "method": self.method_state(),
@@ -213,8 +191,7 @@ class PreferenceLearner(ABC, Generic[R]):
     def restore(self, state: State) -> None:
         """Undoes :meth:`state`: training continues with the same numbers."""
         saved: Any = state
-        for name, module in self.modules.items():
-            load_parameters(module, saved["modules"][name])
+        self.restore_modules(saved["modules"])
         for optimizer, moments in zip(self.optimizers, saved["optimizers"], strict=True):
             optimizer.restore(moments)
         for order, place in zip(self.orders, saved["orders"], strict=True):

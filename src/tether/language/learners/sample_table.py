@@ -9,10 +9,9 @@ from typing import Any, Final
 
 from tether.errors import UserError
 from tether.language.data.tokens import Completion
-from tether.learning.callbacks import BaseCallback
+from tether.learning.callbacks import BaseCallback, RunView
 from tether.learning.learner import Learner, Metrics
 from tether.learning.output.samples import SAMPLES_FILE, read_samples
-from tether.learning.run import Run
 
 __all__ = ["Sample", "SampleTable", "read_samples"]
 
@@ -61,7 +60,7 @@ class SampleTable(BaseCallback):
         self.every = every
         self._previous = 0
 
-    def on_start(self, run: Run, learner: Learner) -> None:
+    def on_start(self, run: RunView, learner: Learner) -> None:
         """Forgets samples of iterations that a resumed run takes back."""
         self._previous = learner.steps
         path = run.path / self.FILE
@@ -69,7 +68,7 @@ class SampleTable(BaseCallback):
             rows = [row for row in read_samples(path) if row["step"] <= learner.steps]
             path.write_text("".join(_line(row) for row in rows), encoding="utf-8")
 
-    def on_iteration(self, run: Run, learner: Learner, metrics: Metrics) -> bool | None:
+    def on_iteration(self, run: RunView, learner: Learner, metrics: Metrics) -> bool | None:
         """Appends the iteration's first completions."""
         passed = learner.steps // self.every > self._previous // self.every
         self._previous = learner.steps

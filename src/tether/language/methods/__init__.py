@@ -2,76 +2,63 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
 
-from tether.errors import UserError
+from tether.learning.methods import Method
 
 
-class Method(NamedTuple):
-    """Where a method lives, what it is in one line, and which data it learns from.
+@dataclass(frozen=True)
+class LanguageMethod(Method):
+    """A method that trains a language model, and which data it learns from.
 
-    `formats` are keys of :data:`tether.language.data.formats.FORMATS`, best first; `needs` has
-    those that take a setting, as (its name, its value); `prompts_only`: it answers them itself;
-    `pairs_only`: a ranking counts as all its pairs.
+    Attributes:
+        formats: keys of :data:`tether.language.data.formats.FORMATS`, best first.
+        prompts_only: it answers them itself.
+        pairs_only: a ranking counts as all its pairs.
+        needs: formats that take a setting, as (its name, its value).
+        has_reference: it looks back to the model that it began with.
     """
 
-    module: str
-    learner: str
-    summary: str
-    formats: tuple[str, ...]
+    formats: tuple[str, ...] = ()
     progress_metric: str = "loss"
     prompts_only: bool = False
     pairs_only: bool = False
-    needs: Mapping[str, tuple[str, str]] = MappingProxyType({})
+    needs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    has_reference: bool = True
 
 
-METHODS: dict[str, Method] = {
-    "sft": Method(
+METHODS: dict[str, LanguageMethod] = {
+    "sft": LanguageMethod(
         "tether.language.methods.sft",
         "SFTLearner",
         "supervised instruction tuning on demonstrations (Ouyang et al. 2022)",
-        ("conversation", "demonstration", "text"),
+        formats=("conversation", "demonstration", "text"),
+        has_reference=False,
     ),
-    "reward": Method(
+    "reward": LanguageMethod(
         "tether.language.methods.reward",
         "RewardLearner",
         "reward model from comparisons or rankings (Ouyang et al. 2022)",
-        ("comparison", "ranked"),
-        "reward/accuracy",
+        formats=("comparison", "ranked"),
+        progress_metric="reward/accuracy",
+        has_reference=False,
     ),
-    "rlhf": Method(
+    "rlhf": LanguageMethod(
         "tether.language.methods.rlhf.learner",
         "RLHFLearner",
-        "PPO against a reward, on a KL tether to the reference (Ouyang et al. 2022)",
-        ("question", "conversation"),
-        "reward/mean",
+        "PPO against a reward, with a KL penalty to the reference (Ouyang et al. 2022)",
+        formats=("question", "conversation"),
+        progress_metric="reward/mean",
         prompts_only=True,
     ),
-    "dpo": Method(
+    "dpo": LanguageMethod(
         "tether.language.methods.dpo.learner",
         "DPOLearner",
         "direct preference optimization on comparisons (Rafailov et al. 2023)",
-        ("comparison", "ranked", "judged"),
-        "reward/accuracy",
+        formats=("comparison", "ranked", "judged"),
+        progress_metric="reward/accuracy",
         pairs_only=True,
         needs={"judged": ("loss", "kto")},
     ),
 }
-
-
-def find_method(name: str) -> Any:
-    """The learner class of a method.
-
-    Raises:
-        UserError: no such method; names the closest.
-    """
-    if name not in METHODS:
-        close = difflib.get_close_matches(name, METHODS, n=1)
-        mend = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(METHODS)}"
-        raise UserError(f"unknown method {name!r}; {mend}")
-    module = importlib.import_module(METHODS[name].module)
-    return getattr(module, METHODS[name].learner)

@@ -33,6 +33,7 @@ from tether.language.learners.preference_learner import (
 )
 from tether.language.learners.splitting import micro_batches
 from tether.language.models.reward_model import Combine, RewardModel
+from tether.learning.config import Config
 from tether.learning.learner import Metrics, State
 
 __all__ = ["RewardConfig", "RewardLearner", "RewardModel", "expected_calibration_error"]
@@ -73,7 +74,7 @@ class RewardLearner(PreferenceLearner[Comparison]):
     """
 
     config: RewardConfig
-    config_class: ClassVar[type[PreferenceConfig]] = RewardConfig
+    config_class: ClassVar[type[Config]] = RewardConfig
 
     def init(self) -> None:
         """Puts heads and members on the language model."""

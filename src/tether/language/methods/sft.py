@@ -20,14 +20,15 @@ from pydantic import Field
 from torch import Tensor
 
 from tether.errors import NonFiniteError, UserError
-from tether.language.data.tokens import Example, TokenBatch, check_records, collate, collate_packed
+from tether.language.data.tokens import Example, TokenBatch, collate, collate_packed
+from tether.language.learners.language_learner import RecordLearner
 from tether.language.learners.optimizer import OptimizationConfig, Optimizer
 from tether.language.learners.order import Order
-from tether.language.learners.splitting import micro_batches, split
+from tether.language.learners.splitting import micro_batches
 from tether.language.models.language_model import LanguageModel
 from tether.language.models.logprobs import token_log_probs
 from tether.language.runtime.processes import processes
-from tether.language.runtime.state import load_parameters, parameters_to_state
+from tether.learning.config import Config
 from tether.learning.learner import Metrics, State
 from tether.objectives import masked_negative_log_likelihood
 
@@ -47,7 +48,7 @@ class SFTConfig(OptimizationConfig):
     """Iterations between two measurements on them; the first and the last iteration measure too."""
 
 
-class SFTLearner:
+class SFTLearner(RecordLearner[Example]):
     """Supervised fine-tuning of a language model on demonstrations; its steps count examples.
 
     Attributes:
@@ -58,7 +59,8 @@ class SFTLearner:
         InstructGPT (Ouyang et al. 2022), section 3.5, step 1.
     """
 
-    config_class: ClassVar[type[SFTConfig]] = SFTConfig
+    config: SFTConfig
+    config_class: ClassVar[type[Config]] = SFTConfig
 
     def __init__(
         self,
@@ -83,21 +85,8 @@ class SFTLearner:
         Raises:
             UserError: no data, or some that does not fit the model.
         """
-        self.config = config
-        self.language_model = language_model
-        self.total_steps = total_steps
-        for source, examples in (("data", data), ("held_out", held_out)):
-            if source == "data" or examples:
-                check_records(
-                    examples or (),
-                    vocabulary=language_model.vocabulary,
-                    context=language_model.context,
-                    source=source,
-                )
-        # One example alone is learned rather than measured.
-        share = config.held_out if len(data) > 1 else 0.0
-        self.data, self.held_out = (
-            split(data, share) if held_out is None else (list(data), list(held_out))
+        super().__init__(
+            config, language_model, data, seed=seed, total_steps=total_steps, held_out=held_out
         )
         # Errors name examples as they were given, whatever was split off.
         numbers = {id(example): number for number, example in enumerate(data, start=1)}
@@ -109,13 +98,6 @@ class SFTLearner:
             seed=seed,
             bucket=config.length_bucketing and not config.packing,
         )
-        self._steps = 0
-        self._iterations = 0
-
-    @property
-    def steps(self) -> int:
-        """Examples consumed so far."""
-        return self._steps
 
     def iterate(self) -> Metrics:
         """One gradient step on one batch; now and then a measurement on what was held out.
@@ -174,7 +156,7 @@ class SFTLearner:
     def state(self) -> State:
         """Parameters, optimizer, and place in the data."""
         return {
-            "modules": {"model": parameters_to_state(self.language_model.model)},
+            "modules": self.modules_state(),
             "optimizer": self.optimizer.state(),
             "order": self.order.state(),
             "steps": self._steps,
@@ -184,7 +166,7 @@ class SFTLearner:
     def restore(self, state: State) -> None:
         """Undoes :meth:`state`: training continues with the same numbers."""
         saved: Any = state
-        load_parameters(self.language_model.model, saved["modules"]["model"])
+        self.restore_modules(saved["modules"])
         self.optimizer.restore(saved["optimizer"])
         self.order.restore(saved["order"])
         self._steps = int(saved["steps"])

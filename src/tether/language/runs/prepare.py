@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from tether.errors import UserError
 from tether.language.data.formats import FORMATS, Conversation, Samples, read_data
 from tether.language.data.tokenize import TokenRecord, digest, fit, tokenize
-from tether.language.methods import METHODS, Method
+from tether.language.methods import LanguageMethod
 from tether.language.models.language_model import LanguageModel
 from tether.language.reviews.prompts import Split, prefixes
 from tether.language.models.from_run import Setup, is_run, open_run, with_template
@@ -29,9 +29,10 @@ MOST_HELD_OUT = 256
 
 
 @dataclass(frozen=True)
-class Material:
+class ModelAndData:
     """What a learner is built from."""
 
+    about: LanguageMethod
     language_model: LanguageModel
     template: Kind
     data: Sequence[TokenRecord]
@@ -45,13 +46,29 @@ class Material:
         return digest([*self.data, *self.held_out])
 
 
-def prepare(method: str, setup: Setup, data: DataLike, config: Any) -> Material:
+def prepare(
+    about: LanguageMethod,
+    setup: Setup,
+    data: DataLike,
+    config: Any,
+    given: LanguageModel | None = None,
+) -> ModelAndData:
     """Reads the data, loads the model, and brings both together.
+
+    Args:
+        about: what the method learns from.
+        setup: the settings of model and data.
+        data: see :func:`tether.language.data.sources.open_source`; or token records, which are
+            taken as they are.
+        config: the method's settings.
+        given: a model that is loaded already; None: the one that `setup` names.
 
     Raises:
         UserError: no such data or model, a bad row, or nothing that fits.
     """
-    about = METHODS[method]
+    if _are_records(data):
+        records = cast(Sequence[TokenRecord], data)
+        return _from_records(about, setup, records, config, given)
     reviews = isinstance(data, str) and data == MOVIE_REVIEWS
     share = 0.0 if about.prompts_only else float(config.held_out)
     if reviews and about.prompts_only:
@@ -73,8 +90,10 @@ def prepare(method: str, setup: Setup, data: DataLike, config: Any) -> Material:
         )
         _check_needs(about, samples, config)
         kind = _template(setup, samples)
+    language_model = setup.load_model(given)
+    kind = _chat_if_it_can(kind, setup, samples, language_model)
     _check_rewards(config, kind)
-    model, template = with_template(setup.load_model(), kind)
+    model, template = with_template(language_model, kind)
     answers = config.max_new_tokens if about.prompts_only else 0
     reader = _Reader(setup, template, model.context, about, reserved=answers)
     if samples is None:
@@ -91,7 +110,31 @@ def prepare(method: str, setup: Setup, data: DataLike, config: Any) -> Material:
     elif share and len(records) > 1:
         records, held_out = split(records, share)
     skipped = samples.skipped if samples is not None else 0
-    return Material(model, kind, records, held_out, truncation, skipped)
+    return ModelAndData(about, model, kind, records, held_out, truncation, skipped)
+
+
+def _are_records(data: DataLike) -> bool:
+    return (
+        isinstance(data, Sequence)
+        and not isinstance(data, str)
+        and len(data) > 0
+        and isinstance(data[0], get_args(TokenRecord))
+    )
+
+
+def _from_records(
+    about: LanguageMethod,
+    setup: Setup,
+    data: Sequence[TokenRecord],
+    config: Any,
+    given: LanguageModel | None,
+) -> ModelAndData:
+    """Token records as they are; they have to fit the model's context."""
+    kind: Kind = "chat" if setup.template == "chat" else "plain"
+    model, _ = with_template(setup.load_model(given), kind)
+    share = 0.0 if about.prompts_only else float(config.held_out)
+    records, held_out = split(data, share) if share and len(data) > 1 else (list(data), [])
+    return ModelAndData(about, model, kind, records, held_out, Truncation(len(data)), 0)
 
 
 @dataclass(frozen=True)
@@ -101,7 +144,7 @@ class _Reader:
     setup: Setup
     template: Template
     context: int
-    method: Method
+    method: LanguageMethod
     reserved: int = 0
 
     def read(self, samples: Samples) -> tuple[list[TokenRecord], Truncation]:
@@ -128,7 +171,7 @@ class _Reader:
         )
 
 
-def _check_needs(about: Method, samples: Samples, config: Any) -> None:
+def _check_needs(about: LanguageMethod, samples: Samples, config: Any) -> None:
     name, value = about.needs.get(samples.format, (None, None))
     if name is not None and (found := getattr(config, name)) != value:
         columns = ", ".join(FORMATS[samples.format].columns)
@@ -147,7 +190,7 @@ def _template(setup: Setup, samples: Samples) -> Kind:
             )
         return "plain"
     # How a run has learned to answer is how it is asked.
-    learned: Kind | None = open_run(setup.model).spec["template"] if is_run(setup.model) else None
+    learned = _learned_template(setup)
     kind: Kind = learned or "plain"
     if setup.template != "auto":
         kind = setup.template
@@ -166,6 +209,28 @@ def _template(setup: Setup, samples: Samples) -> Kind:
             *(setup.model, learned, kind),
         )
     return kind
+
+
+def _learned_template(setup: Setup) -> Kind | None:
+    if setup.model is None or not is_run(setup.model):
+        return None
+    kind: Kind = open_run(setup.model).spec["template"]
+    return kind
+
+
+def _chat_if_it_can(
+    kind: Kind, setup: Setup, samples: Samples | None, model: LanguageModel
+) -> Kind:
+    """chat where prompts of plain text meet a model with a chat template.
+
+    It is asked through that template when it is used, so what it learns has to pass through it.
+    """
+    automatic = setup.template == "auto" and _learned_template(setup) is None
+    if not automatic or samples is None or samples.format == "text":
+        return kind
+    _, first = next(iter(samples), (None, None))
+    prompted = bool(getattr(first, "prompt", ""))
+    return "chat" if prompted and model.tokenizer.chat_template else kind
 
 
 def _check_rewards(config: Any, kind: Kind) -> None:

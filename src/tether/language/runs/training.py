@@ -1,266 +1,375 @@
-"""From words to a run: load the model and the data, build the learner, train, resume."""
+"""The language engine: load the model and the data, build a learner, from settings or a record."""
 
 from __future__ import annotations
 
 import math
-import resource
-import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from tether.arguments import say
 from tether.errors import RunError, UserError
-from tether.language.runs.prepare import Material, prepare
-from tether.language.runtime.out_of_memory import memory_told
-from tether.language.methods import METHODS, find_method
-from tether.language.models.language_model import LanguageModel
-from tether.language.runtime.paths import expanded, is_file, lasting
+from tether.language.data.sources import MOVIE_REVIEWS, DataLike
+from tether.language.data.tokens import Truncation
+from tether.language.learners.language_learner import LanguageLearner
+from tether.language.methods import METHODS, LanguageMethod
 from tether.language.models.files import SMOLLM2, TINY
-from tether.language.runtime.processes import Leader, follow, join, processes
 from tether.language.models.from_run import (
-    ROOM,
     Setup,
     load_language_model,
     load_reward_model,
-    open_run,
     setup_of,
 )
-from tether.language.data.sources import MOVIE_REVIEWS, DataLike
-from tether.language.data.tokens import Truncation
-from tether.learning.callbacks import BaseCallback, Callback
+from tether.language.models.given import GivenModel, given_model
+from tether.language.models.language_model import LanguageModel
+from tether.language.runs.prepare import ModelAndData, prepare
+from tether.language.runtime.out_of_memory import memory_told
+from tether.language.runtime.paths import expanded, is_file, lasting
+from tether.language.runtime.processes import Leader, follow, join, processes
 from tether.learning.config import Config
-from tether.learning.learner import Learner, Metrics
-from tether.learning.loop import check_every
-from tether.learning.output.metrics import read_metrics
+from tether.learning.engine import Engine, Prepared, Trained
+from tether.learning.learner import HasOrigins, Learner, Metrics
+from tether.learning.methods import check_learner_class
 from tether.learning.run import Run
 
-__all__ = [
-    "Trained",
-    "configure",
-    "load_language_model",
-    "load_reward_model",
-    "resume",
-    "train",
-]
+__all__ = ["ENGINE", "TrainedModel", "configure", "load", "resume", "train"]
 
 
 @dataclass
-class Trained:
-    """A finished training.
+class TrainedModel(Trained):
+    """A finished training of a language model.
 
     Attributes:
-        run: the run's folder.
-        method: its name.
         language_model: as it is now.
-        steps: examples, comparisons or episodes in all.
-        seconds: time spent training in this process, without start-up.
-        metrics: the last iteration's measurements.
         examples: records that were learned from.
         truncation: what was cut to fit.
-        steps_here: steps taken in this process.
     """
 
-    run: Path
-    method: str
-    language_model: LanguageModel
-    steps: int
-    seconds: float
-    metrics: Metrics
-    examples: int
-    truncation: Truncation
-    steps_here: int
+    language_model: LanguageModel = None  # type: ignore[assignment]
+    examples: int = 0
+    truncation: Truncation = field(default_factory=Truncation)
+    progress_metric: str = "loss"
 
     def summary(self) -> dict[str, Any]:
         """What the command line prints with --json."""
         return {
-            "run": str(self.run),
-            "method": self.method,
+            **super().summary(),
             "model": self.language_model.name,
-            "steps": self.steps,
-            "seconds": self.seconds,
-            "steps_per_second": self.steps_here / self.seconds if self.seconds else 0.0,
             "examples": self.examples,
             "dropped": self.truncation.dropped,
-            "metrics": {k: v if math.isfinite(v) else None for k, v in self.metrics.items()},
-            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
 
-
-def configure(method: str, settings: Mapping[str, Any] | None = None) -> Any:
-    """The validated settings of `method`.
-
-    Raises:
-        UserError: unknown method or setting, or a bad value.
-    """
-    config_class: type[Config] = find_method(method).config_class
-    return config_class.load(settings or {})
+    def score(self) -> str:
+        """The loss or the reward, in a few words."""
+        names = (self.progress_metric, "held_out/loss")
+        found = dict.fromkeys(name for name in names if name in self.metrics)
+        return "; ".join(f"{name} {self.metrics[name]:.4g}" for name in found)
 
 
-def train(
-    method: str,
-    *,
-    data: DataLike = MOVIE_REVIEWS,
-    epochs: float = 1.0,
-    total_steps: int | None = None,
-    out: str | Path | None = None,
-    callbacks: Sequence[Callback] = (),
-    sinks: Sequence[str] = ("tensorboard",),
-    checkpoint_every: int | None = None,
-    progress: bool = True,
-    **settings: Any,
-) -> Trained:
-    """Align a language model: ``train("sft", model="tiny", data="answers.jsonl")``.
+@dataclass
+class PreparedModel(Prepared[LanguageLearner]):
+    """A prepared training, with the model and the data it was built from."""
 
-    Args:
-        method: one of :data:`tether.language.methods.METHODS`.
-        data: ``movie-reviews``, a file, a hub id, a `datasets` object, or a list of dicts.
-        epochs: passes over the data.
-        total_steps: examples, comparisons or episodes instead; rounded up to whole batches.
-        out: the run's folder, new or empty; ``runs/METHOD-MODEL-SEED-TIME`` when not given.
-        callbacks: see :mod:`tether.learning.callbacks`.
-        sinks: where metrics go beside metrics.jsonl: "tensorboard", "wandb", "trackio".
-        checkpoint_every: save whenever training passes a multiple of so many steps; every minute
-            in any case.
-        progress: show progress on stderr.
-        **settings: fields of :class:`tether.language.models.from_run.Setup` and of the method's config.
-
-    Raises:
-        UserError: anything the user can mend; one line.
-    """
-    named = {name: settings.pop(name) for name in [*settings] if name in Setup.model_fields}
-    # Wherever the run is resumed from, it must find its models and data again.
-    if "model" in named:
-        named["model"] = lasting(named["model"], (TINY, SMOLLM2))
-    if "pretraining_data" in settings:
-        settings["pretraining_data"] = _name_of(settings["pretraining_data"])
-    config = configure(method, settings)
-    setup = Setup.load({**named, "data": _name_of(data)}, source="setup")
-    if not (math.isfinite(epochs) and epochs > 0):
-        raise UserError(f"epochs is {epochs}; expected above 0")
-    if total_steps is not None and total_steps < 1:
-        raise UserError(f"total_steps is {total_steps}; expected at least 1")
-    check_every(checkpoint_every)
-    group = join()
-    with group.leader_first():
-        material = prepare(method, setup, data, config)
-    if progress and group.leads:
-        _tell(material)
-    _check_shares(config, group.count)
-    # An episode is a step, and a prompt may have several.
-    steps = len(material.data) * getattr(config, "samples_per_prompt", 1)
-    total = total_steps or math.ceil(epochs * steps)
-    folder = Path(out) if out is not None else _default_folder(method, setup)
-    folder = Path(group.gather(str(folder))[0])
-    learner = _build(method, config, material, setup, total)
-    if not group.leads:
-        return _followed(folder, method, learner, material)
-    spec = {
-        "room": ROOM,
-        "setup": setup.dump(),
-        "template": material.template,
-        "total_steps": total,
-        "digest": material.digest,
-        "origins": _origins(material, learner),
-    }
-    # Only now, or a mistake that a learner finds would leave a folder in the way of its mend.
-    with Run.create(folder, method=method, config=config.dump(), spec=spec) as run:
-        return _train(run, learner, material, total, callbacks, sinks, checkpoint_every, progress)
+    source: ModelAndData = None  # type: ignore[assignment]
 
 
-def resume(
+class LanguageEngine(Engine[LanguageLearner, TrainedModel]):
+    """Trains causal language models and reward models."""
+
+    name: ClassVar[str] = "language"
+    methods: ClassVar[Mapping[str, LanguageMethod]] = METHODS
+
+    def configure(
+        self, method: str | type[Any], settings: Mapping[str, Any] | None = None
+    ) -> Config:
+        """The validated settings of `method`.
+
+        Raises:
+            UserError: unknown method or setting, or a bad value.
+        """
+        config_class: type[Config] = self.find(method)[1].config_class
+        return config_class.load(settings or {})
+
+    def about(self, name: str, kind: Any) -> LanguageMethod:
+        """What a method learns from; of a class from outside, its attribute ``about``."""
+        return METHODS[name] if name in METHODS else kind.about
+
+    def prepare(
+        self,
+        method: str | type[Any],
+        *,
+        model: str | Path | GivenModel | None = None,
+        tokenizer: Any = None,
+        data: DataLike = MOVIE_REVIEWS,
+        epochs: float = 1.0,
+        total_steps: int | None = None,
+        config: Config | None = None,
+        given: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> PreparedModel:
+        """Loads the model and the data, and builds the learner.
+
+        Args:
+            method: one of :data:`tether.language.methods.METHODS`, or a class that derives from
+                :class:`tether.language.learners.language_learner.LanguageLearner`.
+            model: ``tiny``, ``smollm2-135m-instruct``, a folder, a hub id, a run; or a loaded
+                model: a ``transformers`` model (with `tokenizer`) or a :class:`LanguageModel`.
+            tokenizer: of a ``transformers`` model.
+            data: ``movie-reviews``, a file, a hub id, a `datasets` object, a list of dicts, or
+                token records (:mod:`tether.language.data.tokens`).
+            epochs: passes over the data.
+            total_steps: examples, comparisons or episodes instead; rounded up to whole batches.
+            config: the method's resolved settings, instead of those among `settings`.
+            given: further arguments of the learner.
+            **settings: fields of :class:`tether.language.models.from_run.Setup` and of the method's
+                config.
+
+        Raises:
+            UserError: anything that the user can correct; one line.
+        """
+        name, kind = self.find(method)
+        loaded, model = given_model(model, tokenizer)
+        if model is not None:
+            # Wherever the run is resumed from, it must find its models and data again.
+            settings["model"] = lasting(model, (TINY, SMOLLM2))
+        named = {key: settings.pop(key) for key in [*settings] if key in Setup.model_fields}
+        if "pretraining_data" in settings:
+            settings["pretraining_data"] = _name_of(settings["pretraining_data"])
+        if config is None:
+            config = kind.config_class.load(settings)
+        elif settings:
+            raise UserError(f"config is given, and {', '.join(settings)} too; give one of them")
+        setup = Setup.load({**named, "data": _name_of(data)}, source="setup")
+        if not (math.isfinite(epochs) and epochs > 0):
+            raise UserError(f"epochs is {epochs}; expected above 0")
+        if total_steps is not None and total_steps < 1:
+            raise UserError(f"total_steps is {total_steps}; expected at least 1")
+        about = self.about(name, kind)
+        join()
+        with processes().leader_first():
+            source = prepare(about, setup, data, config, loaded)
+        # An episode is a step, and a prompt may have several.
+        steps = len(source.data) * getattr(config, "samples_per_prompt", 1)
+        total = total_steps or math.ceil(epochs * steps)
+        learner = _build(kind, config, source, setup, total, given or {})
+        spec = {
+            "setup": {**setup.dump(), **({"model": None} if loaded is not None else {})},
+            "template": source.template,
+            "digest": source.digest,
+            "origins": _origins(source, learner),
+        }
+        subject = Path(source.language_model.name).name
+        return PreparedModel(
+            method=name,
+            config=config,
+            learner=learner,
+            total_steps=total,
+            seed=setup.seed,
+            subject=subject,
+            spec=spec,
+            progress_metric=about.progress_metric,
+            source=source,
+        )
+
+    def rebuild(  # type: ignore[override]
+        self,
+        run: Run,
+        *,
+        total_steps: int,
+        method: type[Any] | None = None,
+        model: GivenModel | None = None,
+        tokenizer: Any = None,
+        data: DataLike | None = None,
+        given: Mapping[str, Any] | None = None,
+    ) -> PreparedModel:
+        """Loads a run's model and data and builds its learner again.
+
+        Args:
+            run: the run.
+            total_steps: the budget.
+            method: the learner class, if the run was trained by one from outside tether.
+            model: the model, needed only if the run was started from an object.
+            tokenizer: of a ``transformers`` model.
+            data: the data, needed only if the run was started from an object.
+            given: further arguments of the learner.
+
+        Raises:
+            UserError: the data, the model or the rewards are missing, or no longer what they were.
+        """
+        kind = self.find_again(run, method)
+        setup = setup_of(run)
+        loaded, _ = given_model(model, tokenizer)
+        if loaded is None and run.spec["setup"]["model"] is None:
+            raise UserError(
+                f"run {run.path} was started from a model object, not a name; pass the same model "
+                "as model="
+            )
+        source = data if data is not None else setup.data
+        if source is None:
+            raise UserError(
+                f"run {run.path} was started from a data object, not a file; pass the same data as "
+                "data="
+            )
+        config = kind.config_class.load(run.config, source=run.path / "run.json")
+        about = self.about(run.method, kind)
+        join()
+        with processes().leader_first():
+            found = prepare(about, setup, source, config, loaded)
+        if found.digest != run.spec["digest"]:
+            raise UserError(
+                f"the data {setup.data or 'given'} are not those that run {run.path} began with; "
+                "put them back, or start a new run"
+            )
+        learner = _build(kind, config, found, setup, total_steps, given or {})
+        _check_origins(run, about, _origins(found, learner))
+        return PreparedModel(
+            method=run.method,
+            config=config,
+            learner=learner,
+            total_steps=total_steps,
+            seed=setup.seed,
+            subject="",
+            progress_metric=about.progress_metric,
+            source=found,
+        )
+
+    def finished(self, prepared: Prepared[LanguageLearner], training: Trained) -> TrainedModel:
+        """Adds the model, and what of the data was used."""
+        assert isinstance(prepared, PreparedModel)
+        own = {f.name: getattr(training, f.name) for f in fields(training)}
+        return TrainedModel(
+            **own,
+            language_model=prepared.source.language_model,
+            examples=len(prepared.source.data),
+            truncation=prepared.source.truncation,
+            progress_metric=prepared.progress_metric,
+        )
+
+    @contextmanager
+    def driving(self, prepared: Prepared[LanguageLearner]) -> Iterator[Learner]:
+        """Leads the other processes, if there are any, and explains a lack of memory."""
+        learner = prepared.learner
+        leader = Leader(learner) if processes().count > 1 else None
+        try:
+            with memory_told(prepared.config, lambda: _where(learner)):
+                yield leader or learner
+        finally:
+            if leader is not None:
+                leader.dismiss()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the first of the processes that train together."""
+        return processes().leads
+
+    def agree(self, folder: Path) -> Path:
+        """The folder, as the first process names it."""
+        return Path(processes().gather(str(folder))[0])
+
+    def follow(self, prepared: Prepared[LanguageLearner]) -> Metrics:
+        """What the other processes do while the first one trains."""
+        with memory_told(prepared.config, lambda: _where(prepared.learner)):
+            return follow(prepared.learner)
+
+    def load(self, run: str | Path, **arguments: Any) -> Any:
+        """The language model or the reward model; see :func:`load`."""
+        return load(run, **arguments)
+
+    def subject(self, arguments: Mapping[str, Any]) -> str:
+        """The model's name."""
+        model = arguments.get("model", TINY)
+        return Path(model).name if isinstance(model, str | Path) else "model"
+
+    def remarks(self, prepared: Prepared[LanguageLearner]) -> Sequence[str]:
+        """What was left out of the data."""
+        assert isinstance(prepared, PreparedModel)
+        source = prepared.source
+        skipped = [f"{source.skipped:,} bad rows were left out"] if source.skipped else []
+        return [*skipped, *([str(source.truncation)] if source.truncation else [])]
+
+    def check_class(self, method: type[Any]) -> None:
+        """Checks that a class has what this engine calls."""
+        members = ("config_class", "about", "steps", "iterate", "state", "restore", "origins")
+        # Instances have it; a class that derives from LanguageLearner need not.
+        needed = [m for m in members if m != "origins" or not issubclass(method, LanguageLearner)]
+        base = "tether.language.learners.language_learner.LanguageLearner"
+        check_learner_class(method, needed, base)
+
+
+ENGINE = LanguageEngine()
+train, resume, configure = ENGINE.train, ENGINE.resume, ENGINE.configure
+
+
+def load(
     run: str | Path,
     *,
-    data: DataLike | None = None,
-    total_steps: int | None = None,
-    callbacks: Sequence[Callback] = (),
-    sinks: Sequence[str] = ("tensorboard",),
-    checkpoint_every: int | None = None,
-    progress: bool = True,
-) -> Trained:
-    """Go on with a run where its newest checkpoint left off, bit for bit.
+    device: str | None = None,
+    model: GivenModel | None = None,
+    tokenizer: Any = None,
+) -> Any:
+    """What a run has learned: a language model, or of a run of ``reward`` a reward model.
 
     Args:
         run: the run's folder.
-        data: the data, needed only if the run was started from an object.
-        total_steps: a new budget; the run's own when not given.
-        callbacks: as in :func:`train`.
-        sinks: as in :func:`train`.
-        checkpoint_every: as in :func:`train`.
-        progress: as in :func:`train`.
+        device: where to put it; where the run had it if not given.
+        model: the model that the run began with, if that was an object and no name.
+        tokenizer: of a ``transformers`` model.
 
     Raises:
-        UserError: not such a run, or its data, its model or its rewards are no longer what they
-            were.
+        UserError: not such a run, or nothing is saved in it yet.
     """
-    opened = open_run(run)
-    setup = setup_of(opened)
-    source = data if data is not None else setup.data
-    if source is None:
-        raise UserError(
-            f"run {opened.path} was made from an object, not a file; pass the same as data="
-        )
-    total = total_steps if total_steps is not None else int(opened.spec["total_steps"])
-    if total < 1:
-        raise UserError(f"total_steps is {total}; expected at least 1")
-    config = configure(opened.method, opened.config)
-    group = join()
-    with group.leader_first():
-        material = prepare(opened.method, setup, source, config)
-    _check_shares(config, group.count)
-    if material.digest != opened.spec["digest"]:
-        raise UserError(
-            f"the data {setup.data or 'given'} are not those that run {opened.path} began with; "
-            "put them back, or start a new run"
-        )
-    learner = _build(opened.method, config, material, setup, total)
-    _check_origins(opened, _origins(material, learner))
-    if not group.leads:
-        if opened.checkpoints():
-            learner.restore(opened.load())
-        return _followed(opened.path, opened.method, learner, material)
-    with opened:
-        opened.resume(learner)
-        return _train(
-            opened, learner, material, total, callbacks, sinks, checkpoint_every, progress
-        )
+    given, name = given_model(model, tokenizer)
+    if name is not None:
+        raise UserError(f"model is {name!r}; expected a loaded model, or nothing")
+    found = load_reward_model if ENGINE.open(run).method == "reward" else load_language_model
+    return found(run, device=device, given=given)
 
 
-def _build(method: str, config: Any, material: Material, setup: Setup, total_steps: int) -> Learner:
-    given: dict[str, Any] = {"seed": setup.seed, "total_steps": total_steps}
-    if not METHODS[method].prompts_only:
-        given["held_out"] = material.held_out
+def _build(
+    kind: Any,
+    config: Config,
+    source: ModelAndData,
+    setup: Setup,
+    total_steps: int,
+    given: Mapping[str, Any],
+) -> LanguageLearner:
+    _check_shares(config, processes().count)
+    more: dict[str, Any] = {"seed": setup.seed, "total_steps": total_steps, **given}
+    if not source.about.prompts_only:
+        more["held_out"] = source.held_out
     # A learner may make something that is kept in the user's cache, such as the sentiment scorer.
     with processes().leader_first():
-        learner: Learner = find_method(method)(
-            config, material.language_model, material.data, **given
-        )
+        learner: LanguageLearner = kind(config, source.language_model, source.data, **more)
     return learner
 
 
-def _origins(material: Material, learner: Learner) -> dict[str, str]:
+def _where(learner: Learner) -> str:
+    return f"at step {learner.steps} (the last checkpoint is intact)"
+
+
+def _origins(source: ModelAndData, learner: Learner) -> dict[str, str]:
     """Digests of the model, and of what else a learner was given by name beside the data."""
-    return {"model": material.language_model.origin, **getattr(learner, "origins", {})}
+    more = learner.origins if isinstance(learner, HasOrigins) else {}
+    return {"model": source.language_model.origin, **more}
 
 
-def _check_origins(run: Run, found: Mapping[str, str]) -> None:
+def _check_origins(run: Run, about: LanguageMethod, found: Mapping[str, str]) -> None:
     origins = dict(run.spec.get("origins", {}))
-    if run.method in _WITHOUT_REFERENCE and setup_of(run).lora is None and run.checkpoints():
+    setup = setup_of(run)
+    if not about.has_reference and setup.lora is None and run.checkpoints():
         # The checkpoint holds every parameter, and nothing looks back to where they began.
         origins.pop("model", None)
     for name, began in origins.items():
         if found.get(name) != began:
-            what = f"the model {setup_of(run).model}" if name == "model" else name
+            what = f"the model {setup.model}" if name == "model" else name
             raise RunError(
                 f"{what} is no longer what it was when run {run.path} began with it; put it back, "
                 "or start a new run"
             )
 
 
-def _check_shares(config: Any, count: int) -> None:
+def _check_shares(config: Config, count: int) -> None:
     for name in ("batch_size", "minibatch_size"):
         size = getattr(config, name, count)
         if size < count:
@@ -269,106 +378,7 @@ def _check_shares(config: Any, count: int) -> None:
             )
 
 
-_WITHOUT_REFERENCE = frozenset({"sft", "reward"})
-
-
-class _Clock(BaseCallback):
-    """Notes where this process began."""
-
-    def __init__(self) -> None:
-        self.start = time.perf_counter()
-        self.steps = 0
-
-    def on_start(self, run: Run, learner: Learner) -> None:
-        self.start = time.perf_counter()
-        self.steps = learner.steps
-
-
-def _train(
-    run: Run,
-    learner: Learner,
-    material: Material,
-    total_steps: int,
-    callbacks: Sequence[Callback],
-    sinks: Sequence[str],
-    checkpoint_every: int | None,
-    progress: bool,
-) -> Trained:
-    clock = _Clock()
-    # A learner may keep more than numbers: completions to look at.
-    kept: Sequence[Callback] = getattr(learner, "callbacks", tuple)()
-    leader = Leader(learner) if processes().count > 1 else None
-    try:
-        with _memory_told(learner):
-            metrics = run.train(
-                leader or learner,
-                total_steps,
-                checkpoint_every=checkpoint_every,
-                callbacks=(clock, *kept, *callbacks),
-                sinks=sinks,
-                progress=progress,
-                progress_metric=METHODS[run.method].progress_metric,
-            )
-    finally:
-        if leader is not None:
-            leader.dismiss()
-    if not metrics and run.metrics_path.exists():
-        # Nothing was left to do: the run's last measurements still stand.
-        for row in read_metrics(run.metrics_path)[-1:]:
-            metrics = {name: value for name, value in row.items() if name != "step"}
-    return _trained(run.path, run.method, learner, material, metrics, clock)
-
-
-def _followed(folder: Path, method: str, learner: Learner, material: Material) -> Trained:
-    """What the other processes do while the first one trains."""
-    clock = _Clock()
-    clock.steps = learner.steps
-    with _memory_told(learner):
-        metrics = follow(learner)
-    return _trained(folder, method, learner, material, metrics, clock)
-
-
-def _memory_told(learner: Learner) -> AbstractContextManager[None]:
-    config = getattr(learner, "config", None)
-    return memory_told(config, lambda: f"at step {learner.steps} (the last checkpoint is intact)")
-
-
-def _trained(
-    folder: Path,
-    method: str,
-    learner: Learner,
-    material: Material,
-    metrics: Metrics,
-    clock: _Clock,
-) -> Trained:
-    return Trained(
-        run=folder,
-        method=method,
-        language_model=material.language_model,
-        steps=learner.steps,
-        seconds=time.perf_counter() - clock.start,
-        metrics=metrics,
-        examples=len(material.data),
-        truncation=material.truncation,
-        steps_here=learner.steps - clock.steps,
-    )
-
-
-def _tell(material: Material) -> None:
-    if material.skipped:
-        say(f"{material.skipped:,} bad rows were left out")
-    if material.truncation:
-        say(str(material.truncation))
-
-
 def _name_of(data: DataLike) -> str | None:
     if not isinstance(data, str | Path):
         return None
     return str(expanded(data).resolve()) if is_file(data) else str(data)
-
-
-def _default_folder(method: str, setup: Setup) -> Path:
-    """A fresh folder's name under ./runs."""
-    model = Path(setup.model).name
-    name = "".join(c if c.isalnum() or c in "-._" else "-" for c in model)
-    return Path("runs") / f"{method}-{name}-{setup.seed}-{datetime.now():%Y%m%d-%H%M%S}"

@@ -1,1 +1,1 @@
-"""What a run shows: metrics, sinks, progress, samples, plots and reports."""
+"""What a run writes while it trains: metrics, sinks, progress and samples."""

@@ -27,7 +27,6 @@ from tether.errors import UserError
 from tether.language.data.tokens import Completion
 from tether.language.learners.means import Means
 from tether.language.learners.preference_learner import (
-    PreferenceConfig,
     PreferenceLearner,
     read_length,
 )
@@ -46,6 +45,7 @@ from tether.language.methods.dpo.losses import (
 from tether.language.models.language_model import LanguageModel, reference_of
 from tether.language.models.logprobs import token_log_probs
 from tether.language.runtime.processes import processes
+from tether.learning.config import Config
 from tether.learning.learner import Metrics, State
 
 _WITHOUT_REFERENCE: Final = ("simpo", "orpo", "unlikelihood", "preferred_ft")
@@ -61,7 +61,7 @@ class DPOLearner(PreferenceLearner[Judged]):
     """
 
     config: DPOConfig
-    config_class: ClassVar[type[PreferenceConfig]] = DPOConfig
+    config_class: ClassVar[type[Config]] = DPOConfig
 
     def __init__(
         self,

@@ -20,12 +20,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tether import objectives
 from tether.errors import NonFiniteError, UserError
 from tether.language.data.tokenize import digest
 from tether.language.data.tokens import Example, Prompt, check_records
+from tether.language.learners.language_learner import LanguageLearner
 from tether.language.learners.rollout import Collector, Episodes
 from tether.language.learners.sample_table import Sample, SampleTable
 from tether.language.methods.rlhf import advantages
@@ -41,14 +42,14 @@ from tether.language.methods.rlhf.rewards import (
 from tether.language.methods.rlhf.update import Measured, Update
 from tether.language.models.language_model import LanguageModel
 from tether.language.models.scoring import Scorer
-from tether.language.runtime.state import load_parameters, parameters_to_state
 from tether.learning.callbacks import Callback
+from tether.learning.config import Config
 from tether.learning.learner import Metrics, State
 
 __all__ = ["RLHFConfig", "RLHFLearner"]
 
 
-class RLHFLearner:
+class RLHFLearner(LanguageLearner):
     """A language model on a tether: rewarded for its score, charged for leaving the reference.
 
     Attributes:
@@ -64,7 +65,8 @@ class RLHFLearner:
         language models from human preferences" (2019), section 2.
     """
 
-    config_class: ClassVar[type[RLHFConfig]] = RLHFConfig
+    config: RLHFConfig
+    config_class: ClassVar[type[Config]] = RLHFConfig
 
     def __init__(
         self,
@@ -92,16 +94,14 @@ class RLHFLearner:
         Raises:
             UserError: data, rewards or pretraining texts that are missing or do not fit.
         """
-        self.config = config
-        self.language_model = language_model
-        self.origins: dict[str, str] = {}
+        super().__init__(config, language_model, seed=seed, total_steps=total_steps)
+        origins: dict[str, str] = {}
         if scorer is None:
             scorer = open_scorer(config.reward, language_model, config.reward_combine)
             warn_of_scale(config)
-            self.origins = digests(scorer, config.reward)
+            origins |= digests(scorer, config.reward)
         self.collector = Collector(config, language_model, data, scorer, seed=seed)
         check_readable(scorer, language_model, self.collector.longest)
-        self.modules: dict[str, nn.Module] = {"model": language_model.model}
         self.critic = None
         if config.estimator == "gae":
             self.critic = build_critic(
@@ -112,7 +112,7 @@ class RLHFLearner:
         if config.pretraining_coefficient:
             if pretraining is None:
                 pretraining = open_pretraining(config, language_model)
-                self.origins[config.pretraining_data] = digest(pretraining)
+                origins[config.pretraining_data] = digest(pretraining)
             texts = pretraining
             check_records(
                 texts,
@@ -123,6 +123,7 @@ class RLHFLearner:
         self.updater = Update(
             config, language_model, self.critic, texts, seed=seed, total_steps=total_steps
         )
+        self.origins = origins
         self.beta = config.beta
         self.gain, self.bias = 1.0, 0.0
         self.samples: list[Sample] = []
@@ -258,7 +259,7 @@ class RLHFLearner:
     def state(self) -> State:
         """Parameters, optimizers, and the counters from which everything random follows."""
         return {
-            "modules": {name: parameters_to_state(m) for name, m in self.modules.items()},
+            "modules": self.modules_state(),
             "update": self.updater.state(),
             "collector": self.collector.state(),
             "beta": self.beta,
@@ -269,8 +270,7 @@ class RLHFLearner:
     def restore(self, state: State) -> None:
         """Undoes :meth:`state`: training continues with the same numbers."""
         saved: Any = state
-        for name, module in self.modules.items():
-            load_parameters(module, saved["modules"][name])
+        self.restore_modules(saved["modules"])
         self.updater.restore(saved["update"])
         self.collector.restore(saved["collector"])
         self.beta = float(saved["beta"])

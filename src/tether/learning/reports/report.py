@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from tether.errors import UserError
 from tether.learning.output.metrics import read_metrics
-from tether.learning.output.plots import COLOURS, step_label
-from tether.learning.output.report_style import STYLE
 from tether.learning.output.samples import SAMPLES_FILE, read_samples
+from tether.learning.reports.plots import COLOURS, step_label
+from tether.learning.reports.report_style import STYLE
 from tether.learning.run import Run
 from tether.learning.storage.durable import replaced, write_error
 from tether.version import __version__

@@ -1,0 +1,1 @@
+"""Pictures and pages on finished and running runs: learning curves and reports."""

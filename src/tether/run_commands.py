@@ -1,0 +1,136 @@
+"""Commands about runs of every engine: resume, plot, report; and the list of all methods."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from tether.arguments import parse, print_json, say
+from tether.engines import ENGINES, engine_of_run, methods_of
+from tether.errors import UserError
+
+
+@dataclass(frozen=True)
+class ResumeOptions:
+    """Continue a run from its newest checkpoint, bit for bit; or every seed of a folder."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder, or a folder of several seeds."""
+    total_steps: int | None = None
+    """A new budget (environment steps, examples, comparisons or episodes); the run's own if not
+    given."""
+    checkpoint_every: int | None = None
+    """Save whenever training passes a multiple of so many steps, and every minute in any case."""
+    threads: int | None = None
+    """Physics threads of a policy's run; all cores up to 8 if not given."""
+    sinks: tuple[Literal["tensorboard", "wandb", "trackio"], ...] | None = None
+    """Where metrics go besides metrics.jsonl; where they went so far if not given."""
+    json: bool = False
+    """Print one JSON object as the last line of stdout."""
+    quiet: bool = False
+    """Show no progress."""
+
+
+def resume(arguments: Sequence[str]) -> None:
+    """`tether resume RUN`."""
+    options = parse(ResumeOptions, arguments, prog="tether resume")
+    from tether import api
+    from tether.learning.seeds import Seeds
+
+    optional = {
+        "total_steps": options.total_steps,
+        "checkpoint_every": options.checkpoint_every,
+        "threads": options.threads,
+        "sinks": options.sinks,
+    }
+    given = {name: value for name, value in optional.items() if value is not None}
+    trained = api.resume(options.run, progress=not options.quiet, **given)
+    runs = trained.runs if isinstance(trained, Seeds) else [trained]
+    if not engine_of_run(options.run).leads:
+        return
+    for run in runs:
+        say(run.line())
+    if options.json:
+        print_json(trained.summary())
+
+
+@dataclass(frozen=True)
+class MethodsOptions:
+    """List the methods of every engine."""
+
+    json: bool = False
+    """Print one JSON object as the last line of stdout."""
+
+
+def methods(arguments: Sequence[str]) -> None:
+    """`tether methods`."""
+    options = parse(MethodsOptions, arguments, prog="tether methods")
+    found = {name: methods_of(name) for name in ENGINES}
+    if options.json:
+        print_json({n: m.summary for known in found.values() for n, m in known.items()})
+        return
+    usage = {"control": "tether train METHOD --env ID", "language": "tether METHOD --model M"}
+    for engine, known in found.items():
+        print(f"{engine} ({usage[engine]}):")
+        for name, method in known.items():
+            print(f"  {name:14}{method.summary}")
+
+
+@dataclass(frozen=True)
+class PlotOptions:
+    """Draw learning curves of runs."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders, or folders of several seeds."""
+    out: Path = Path("curves.png")
+    """The picture: .png, .svg or .pdf."""
+    metric: str = "return/mean"
+    """What to draw, as metrics.jsonl names it."""
+    by: str | None = None
+    """Group runs by env, method or folder (that they lie in): mean and range."""
+    json: bool = False
+    """Print one JSON object as the last line of stdout."""
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Write a page on one run or several: settings, curves, samples. It needs no other file."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders, or folders of several seeds."""
+    out: Path | None = None
+    """The page; report.html in the run's folder, or for several runs in this one."""
+    json: bool = False
+    """Print one JSON object as the last line of stdout."""
+
+
+def report(arguments: Sequence[str]) -> None:
+    """`tether report RUN...`."""
+    options = parse(ReportOptions, arguments, prog="tether report")
+    if not options.runs:
+        raise UserError("no runs given; usage: tether report RUN... --out report.html")
+    from tether.learning.reports.report import write_report
+    from tether.learning.seeds import runs_in
+
+    path = write_report(runs_in(options.runs), options.out)
+    say(f"written: {path}")
+    if options.json:
+        print_json({"report": str(path), "runs": [str(run) for run in options.runs]})
+
+
+def plot(arguments: Sequence[str]) -> None:
+    """`tether plot RUN...`."""
+    options = parse(PlotOptions, arguments, prog="tether plot")
+    if not options.runs:
+        raise UserError("no runs given; usage: tether plot RUN... --out curves.png")
+    from tether.learning.reports.plots import learning_curves
+    from tether.learning.seeds import runs_in
+
+    path = learning_curves(runs_in(options.runs), options.out, metric=options.metric, by=options.by)
+    say(f"drawn: {path}")
+    if options.json:
+        print_json({"plot": str(path), "runs": [str(run) for run in options.runs]})
