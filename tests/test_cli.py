@@ -158,7 +158,7 @@ def test_lists(tether_) -> None:
 
     known = {n: m.summary for engine in ENGINES for n, m in methods_of(engine).items()}
     methods, envs = tether_("methods", "--json").json, tether_("envs", "--json").json
-    assert methods == known and {'ppo', 'dpo'} <= set(methods)
+    assert methods == known and {"ppo", "dpo"} <= set(methods)
     assert {envs[name]["door"] for name in BATCHED_TASKS} == {"mujoco"}
     assert envs["CartPole-v1"]["door"] == "gymnasium"
     for name, lines in (("methods", methods), ("envs", envs)):
@@ -213,7 +213,10 @@ MISTAKES = {
     "no multiple": ([*CARTPOLE, "--num-envs", "3"], "is not a multiple of num_envs=3"),
     "steps": ([*CARTPOLE, "--total-steps", "0"], "total_steps is 0; expected at least 1"),
     "seed": ([*CARTPOLE, "--seed", "-4"], "seed is -4; expected 0 to"),
-    "seeds": ([*CARTPOLE, "--seeds", "1,x"], "--seeds is '1,x'; expected seeds such as 0,1,2 or 0-9"),
+    "seeds": (
+        [*CARTPOLE, "--seeds", "1,x"],
+        "--seeds is '1,x'; expected seeds such as 0,1,2 or 0-9",
+    ),
     "kwargs": ([*CARTPOLE, "--env-kwargs", "{"], "--env-kwargs is '{', which is not JSON"),
     "unknown kwarg": ([*CARTPOLE, "--env-kwargs", '{"mass": 1}'], "mass"),
     "config": ([*CARTPOLE, "--config", "no.toml"], "cannot read --config no.toml: No such file"),

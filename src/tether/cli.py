@@ -102,6 +102,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
+        if arguments[0] == "train" and len(arguments) > 1 and _is_method("language", arguments[1]):
+            raise UserError(
+                f"{arguments[1]} trains a language model and is a command of its own; give: tether "
+                f"{arguments[1]} --model M --data D"
+            )
         _find(arguments[0])(arguments[1:])
     except UserError as error:
         print(f"tether: {error}", file=sys.stderr)
@@ -138,11 +143,21 @@ def program() -> NoReturn:
 
 def _find(name: str):  # type: ignore[no-untyped-def]
     if name not in COMMANDS:
+        if _is_method("control", name):
+            raise UserError(
+                f"{name} is a method, not a command; give: tether train {name} --env ID"
+            )
         close = difflib.get_close_matches(name, COMMANDS, n=1)
-        mend = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(COMMANDS)}"
-        raise UserError(f"unknown command {name!r}; {mend}")
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(COMMANDS)}"
+        raise UserError(f"unknown command {name!r}; {hint}")
     module, function = COMMANDS[name].function.split(":")
     return getattr(importlib.import_module(module), function)
+
+
+def _is_method(engine: str, name: str) -> bool:
+    from tether.engines import methods_of
+
+    return name in methods_of(engine)
 
 
 def _help() -> str:

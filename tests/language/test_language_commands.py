@@ -314,7 +314,7 @@ def test_runs_whose_data_changed_or_are_gone(tether_: Any, folders: dict[str, Pa
     )
     objects = tether_("resume", "objects", "--total-steps", "32")
     assert objects.code == 2
-    assert "was made from an object, not a file; pass the same as data=" in objects.err
+    assert "was started from a data object, not a file; pass the same data as data=" in objects.err
     resumed = training.resume("objects", data=QUESTIONS, total_steps=32, progress=False)
     assert resumed.steps >= 32
 
@@ -322,14 +322,13 @@ def test_runs_whose_data_changed_or_are_gone(tether_: Any, folders: dict[str, Pa
 def test_other_kinds_of_run_are_told_apart(tether_: Any, folders: dict[str, Path]) -> None:
     command = ["sft", "--model", folders["plain"], "--data", folders["questions"], "--out", "run"]
     assert tether_(*command, *FAST, "--total-steps", "4").code == 0
-    with pytest.raises(UserError, match="run run is one of sft, which has no policy for an envir"):
-        tether.load("run")
+    assert tether.load("run").name == "run"
     evaluated = tether_("evaluate", "run")
     assert evaluated.code == 2
-    assert "load_language_model" in evaluated.err
+    assert "a language model answers: tether generate run --prompt" in evaluated.err
     with Run.create("other", method="ppo", config={}, spec={}):
         pass
-    with pytest.raises(UserError, match="is one of ppo; expected one of sft, reward, rlhf or dpo"):
+    with pytest.raises(UserError, match="was trained by ppo; expected a run of sft, reward"):
         training.load_language_model("other")
     assert tether_("resume", "missing").code == 2
 

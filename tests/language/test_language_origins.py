@@ -14,6 +14,7 @@ from tether.errors import UserError
 from tether.language.commands.speak import GenerateOptions
 from tether.language.data.sources import open_source
 from tether.language.data.tokens import collate
+from tether.language.methods import METHODS
 from tether.language.models.from_run import Setup, is_run, open_model
 from tether.language.models.language_model import (
     LanguageModel,
@@ -132,14 +133,14 @@ def test_a_start_that_fails_leaves_no_folder_in_the_way(
 def test_runs_that_resume_elsewhere_are_told_in_one_line(tether_: Any) -> None:
     for method, more in (
         ("pretraining", "python -m tether.language.pretraining"),
-        ("x", "one of"),
+        ("x", "which no engine of tether has"),
     ):
         with Run.create(method, method=method, config={}, spec={"seed": 0}):
             pass
         refused = tether_("resume", method)
         assert refused.code == 2
         assert len(refused.err.splitlines()) == 1 and more in refused.err
-        with pytest.raises(UserError, match=f"is one of {method}; expected one of sft"):
+        with pytest.raises(UserError, match=f"was trained by {method}; expected a run of sft"):
             training.resume(method)
 
 
@@ -150,7 +151,7 @@ def test_parts_of_the_film_reviews(tether_: Any, folders: dict[str, Path]) -> No
     setup = {"model": str(folders["plain"]), "max_length": 64, "limit": 40}
     config = training.configure("sft", {"held_out": 0.25})
     for part in ("train", "held_out"):
-        made = prepare("sft", Setup(split=part, **setup), "movie-reviews", config)
+        made = prepare(METHODS["sft"], Setup(split=part, **setup), "movie-reviews", config)
         assert made.held_out
         # What is learned is not measured on, whichever part it comes from.
         assert not {repr(r) for r in made.data} & {repr(r) for r in made.held_out}

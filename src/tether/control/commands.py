@@ -7,6 +7,7 @@ from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import tyro
 
 from tether.arguments import parse, peek, print_json, read_toml, say
@@ -15,7 +16,7 @@ from tether.control.evaluation import EVALUATION_SEED
 from tether.control.methods import METHODS
 from tether.errors import UserError
 from tether.learning.methods import find_method
-from tether.learning.seeds import Seeds, parse_seeds, train_seeds
+from tether.learning.seeds import Seeds, is_seeds_folder, parse_seeds, runs_in, train_seeds
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,10 @@ def report_seeds(results: Seeds[Any], as_json: bool) -> None:
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Run whole episodes with a run's policy, in its own environment."""
+    """Play whole episodes with a run's policy, in its own environment."""
 
     run: tyro.conf.Positional[Path]
-    """The run's folder."""
+    """The run's folder, or a folder of several seeds."""
     episodes: int = 20
     """How many episodes."""
     seed: int = EVALUATION_SEED
@@ -130,31 +131,58 @@ class EvaluateOptions:
 def evaluate(arguments: Sequence[str]) -> None:
     """`tether evaluate RUN`."""
     options = parse(EvaluateOptions, arguments, prog="tether evaluate")
+    runs = runs_in([options.run])
+    if is_seeds_folder(options.run):
+        for option, value in (("--video", options.video), ("--record", options.record)):
+            if value is not None:
+                raise UserError(
+                    f"{option} is {value}, and {options.run} holds {len(runs)} seeds; give one of "
+                    f"their runs, such as {runs[0]}"
+                )
     if options.video is not None:
         from tether.control.video import film
 
-        # First, so that a film which cannot be leaves no recording in the way of its mend.
+        # First, so that a film that fails leaves no recording in the way of the next attempt.
         film(options.run, options.video, seed=options.seed)
+    results = [_evaluate_one(run, options) for run in runs]
+    if not is_seeds_folder(options.run):
+        if options.json:
+            print_json(results[0])
+        return
+    means = np.array([result["return_mean"] for result in results])
+    say(f"return {means.mean():.1f} +- {means.std():.1f} over {len(runs)} seeds")
+    if options.json:
+        print_json(
+            {
+                "run": str(options.run),
+                "runs": results,
+                "return_mean": float(means.mean()),
+                "return_std": float(means.std()),
+            }
+        )
+
+
+def _evaluate_one(run: Path, options: EvaluateOptions) -> dict[str, Any]:
     evaluation = training.evaluate_run(
-        options.run,
+        run,
         episodes=options.episodes,
         seed=options.seed,
         deterministic=not options.sampled,
         record=options.record,
     )
-    result: dict[str, Any] = {"run": str(options.run), **evaluation.summary()}
+    result: dict[str, Any] = {"run": str(run), **evaluation.summary()}
     if options.record is not None:
         result["demonstrations"] = str(options.record)
     if options.video is not None:
         result["video"] = str(options.video)
     say(
-        f"return {result['return_mean']:.1f} +- {result['return_std']:.1f} over "
+        (f"{run.name}: " if run != options.run else "")
+        + f"return {result['return_mean']:.1f} +- {result['return_std']:.1f} over "
         f"{result['episodes']} episodes"
         + (f"; film: {options.video}" if options.video is not None else "")
         + (f"; demonstrations: {options.record}" if options.record is not None else "")
     )
-    if options.json:
-        print_json(result)
+    return result
 
 
 @dataclass(frozen=True)
