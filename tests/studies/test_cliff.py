@@ -14,7 +14,7 @@ def found(tmp_path_factory):
     config = cliff.CliffConfig(
         env="InvertedPendulum-v5",
         steps=2048,
-        seeds=1,
+        seeds="0-0",
         climbed=8192,
         transitions=2048,
         lengths=(1e-4, 1e-3, 0.3),

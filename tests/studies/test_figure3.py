@@ -24,7 +24,7 @@ SMALL = ["--envs", "InvertedPendulum-v5", "--steps", "4096", "--workers", "1", "
 def study(tmp_path_factory):
     out = tmp_path_factory.mktemp("figure3")
     config = figure3.Figure3Config(
-        envs=("InvertedPendulum-v5",), methods=("ppo", "cem"), seeds=2, steps=4096, episodes=3
+        envs=("InvertedPendulum-v5",), methods=("ppo", "cem"), seeds="0-1", steps=4096, episodes=3
     )
     return config, out, figure3.run(config, out, workers=1)
 
@@ -52,7 +52,7 @@ def test_what_is_done_is_not_done_again(study, monkeypatch) -> None:
 def test_a_part_of_a_study_is_its_own_and_the_rest_is_added(study, monkeypatch) -> None:
     config, out, _ = study
     monkeypatch.setattr(control_trials, "train", None)
-    part = config.model_copy(update={"methods": ("ppo",), "seeds": 1})
+    part = config.model_copy(update={"methods": ("ppo",), "seeds": "0-0"})
     assert set(figure3.run(part, out, workers=1)["trials"]) == {"ppo-InvertedPendulum-v5-0"}
 
 
@@ -97,7 +97,7 @@ def test_a_training_that_diverges_is_counted_with_what_it_had(tmp_path) -> None:
 def test_a_study_of_no_whole_episode_is_written_all_the_same(tmp_path) -> None:
     # 32 environments take 100 of an episode's 1000 steps.
     config = figure3.Figure3Config(
-        envs=("HalfCheetah-v5",), methods=("ppo",), seeds=1, steps=2048, episodes=1
+        envs=("HalfCheetah-v5",), methods=("ppo",), seeds="0-0", steps=2048, episodes=1
     )
     found = figure3.run(config, tmp_path, workers=1)
     assert found["scores"]["HalfCheetah-v5"]["ppo"]["last_tenth"] is None
@@ -118,7 +118,7 @@ def test_a_changed_default_is_another_study(study, monkeypatch) -> None:
 
 
 def test_a_killed_study_goes_on_in_the_middle_of_a_training(tmp_path) -> None:
-    options = ["--envs", "InvertedPendulum-v5", "--methods", "ppo", "--seeds", "1", "--steps"]
+    options = ["--envs", "InvertedPendulum-v5", "--methods", "ppo", "--seeds", "0-0", "--steps"]
     options += ["65536", "--episodes", "2", "--workers", "1", "--json"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     figure3.command(["--out", str(whole), *options])
@@ -193,7 +193,7 @@ class TestTable1:
 
     def test_command(self, tmp_path, capsys) -> None:
         rows = ["none", "clip-0.2", "fixed-3"]
-        options = [*SMALL, "--rows", *rows, "--seeds", "1", "--random-episodes", "5"]
+        options = [*SMALL, "--rows", *rows, "--seeds", "0-0", "--random-episodes", "5"]
         table1.command(["--out", str(tmp_path / "table1"), *options])
         found = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert list(found["rows"]) == rows
@@ -203,7 +203,7 @@ class TestTable1:
         assert (tmp_path / "table1" / "table1.png").stat().st_size > 10_000
 
     def test_another_study_is_refused_before_anything_is_done(self, tmp_path) -> None:
-        config = table1.Table1Config(envs=("InvertedPendulum-v5",), rows=("none",), seeds=1)
+        config = table1.Table1Config(envs=("InvertedPendulum-v5",), rows=("none",), seeds="0-0")
         place = tmp_path / "none-InvertedPendulum-v5-0"
         place.mkdir()
         (place / "settings.json").write_text("{}")
@@ -212,7 +212,7 @@ class TestTable1:
         assert list(tmp_path.iterdir()) == [place]
 
     def test_a_training_without_a_score_counts_as_a_random_policy(self) -> None:
-        config = table1.Table1Config(envs=("Reacher-v5",), rows=("none", "clip-0.2"), seeds=1)
+        config = table1.Table1Config(envs=("Reacher-v5",), rows=("none", "clip-0.2"), seeds="0-0")
         chosen = table1.trials(config)
         results = {trial.name: {"last_100": -5.0} for trial, _ in chosen}
         results["random-Reacher-v5"] = {"return": -43.0}
@@ -223,7 +223,7 @@ class TestTable1:
 
     def test_scores_have_the_deviation_of_the_seeds(self) -> None:
         envs, rows = ("Reacher-v5", "Hopper-v5"), ("none", "clip-0.2")
-        chosen = table1.trials(table1.Table1Config(envs=envs, rows=rows, seeds=2))
+        chosen = table1.trials(table1.Table1Config(envs=envs, rows=rows, seeds="0-1"))
         returns = {"none-R": (-40, -20), "clip-0.2-R": (-5, -10)}
         returns |= {"none-H": (10, 20), "clip-0.2-H": (100, 50)}
         results = {
@@ -232,7 +232,7 @@ class TestTable1:
             for seed in [trial.settings["seed"]]
         }
         results |= {f"random-{e}": {"return": r} for e, r in zip(envs, (-40.0, 0.0), strict=True)}
-        config = table1.Table1Config(envs=envs, rows=rows, seeds=2)
+        config = table1.Table1Config(envs=envs, rows=rows, seeds="0-1")
         found = table1.gather(config, chosen, results)["rows"]
         # Each seed's mean over the two tasks.
         none, clip = ((0 + 0.1) / 2, (20 / 35 + 0.2) / 2), ((1 + 1) / 2, (30 / 35 + 0.5) / 2)

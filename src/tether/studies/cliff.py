@@ -38,9 +38,11 @@ from tether.control.policy_gradient import mean_kl
 from tether.control.training import configure, resume, train
 from tether.learning.config import Config
 from tether.learning.run import Run
+from tether.learning.seeds import parse_seeds
 from tether.studies import cliff_report as report
 from tether.studies.command_line import carry_out
 from tether.studies.control_trials import check_envs, training_trial
+from tether.studies.seed_list import SeedList
 from tether.studies.trials import Result, Trial, run_trials
 
 STEP_SIZES: Final = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -56,8 +58,8 @@ class CliffConfig(Config):
     """Gymnasium id."""
     steps: int = Field(default=200_000, ge=1)
     """Environment steps of each training."""
-    seeds: int = Field(default=3, ge=1)
-    """Trainings at each step size."""
+    seeds: SeedList = "0-2"
+    """Seeds of the trainings, such as 0-2 or 0,3,7."""
     climbed: int = Field(default=200_000, ge=1)
     """Steps of the training whose policy takes the one step."""
     transitions: int = Field(default=16_384, ge=1024)
@@ -107,7 +109,7 @@ def trainings(config: CliffConfig) -> list[Trial]:
             # Both methods learn from the same batches with the same critic.
             **{**COMMON, **settings},
         )
-        for seed in range(config.seeds)
+        for seed in parse_seeds(config.seeds)
         for method, name, settings in chosen
     ]
 

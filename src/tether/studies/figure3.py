@@ -22,9 +22,11 @@ from pydantic import Field, field_validator
 from tether.control.methods import METHODS as CONTROL_METHODS
 from tether.learning.config import Config
 from tether.learning.methods import find_method
+from tether.learning.seeds import parse_seeds
 from tether.studies import figure3_report as report
 from tether.studies.command_line import carry_out
 from tether.studies.control_trials import MUJOCO, check_envs, training_trial
+from tether.studies.seed_list import SeedList
 from tether.studies.trials import Trial, run_trials
 
 METHODS: Final = ("ppo", "trpo", "a2c", "a2c-tr", "vpg", "cem")
@@ -39,8 +41,8 @@ class Figure3Config(Config):
     """Methods, of `tether methods`."""
     preset: str = "default"
     """Preset of every method's settings: default or paper."""
-    seeds: int = Field(default=3, ge=1)
-    """Trainings of each method on each task, from seed 0 on."""
+    seeds: SeedList = "0-2"
+    """Seeds of the trainings, such as 0-2 or 0,3,7."""
     steps: int = Field(default=1_000_000, ge=1)
     """Environment steps of each training."""
     episodes: int = Field(default=20, ge=1)
@@ -87,7 +89,7 @@ def trials(config: Figure3Config) -> list[Trial]:
             episodes=config.episodes,
             preset=config.preset,
         )
-        for seed in range(config.seeds)
+        for seed in parse_seeds(config.seeds)
         for env in config.envs
         for method in config.methods
     ]

@@ -147,7 +147,7 @@ def show(found: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     steps = step_label(found["settings"]["steps"])
-    title = f"return after {steps} steps, {found['settings']['seeds']} seeds"
+    title = f"return after {steps} steps, seeds {found['settings']['seeds']}"
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("task", overflow="fold")
     table.add_column("method")

@@ -22,10 +22,12 @@ from pydantic import Field, field_validator
 from tether.control.envs import make
 from tether.learning.config import Config
 from tether.learning.reports.plots import COLOURS
+from tether.learning.seeds import parse_seeds
 from tether.learning.storage.durable import write_json
 from tether.studies.command_line import carry_out
 from tether.studies.control_trials import MUJOCO, check_envs, training_trial
 from tether.studies.published import TABLE_1
+from tether.studies.seed_list import SeedList
 from tether.studies.trials import Result, Trial, run_trials
 
 VARIANTS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
@@ -53,8 +55,8 @@ class Table1Config(Config):
     """Rows of the table: none, clip-0.2, adaptive-0.01, fixed-1, ..."""
     preset: str = "paper"
     """Preset of PPO's settings: the paper's (its table 3) or default."""
-    seeds: int = Field(default=3, ge=1)
-    """Trainings of each row on each task, from seed 0 on."""
+    seeds: SeedList = "0-2"
+    """Seeds of the trainings, such as 0-2 or 0,3,7."""
     steps: int = Field(default=1_000_000, ge=1)
     """Environment steps of each training."""
     random_episodes: int = Field(default=100, ge=1)
@@ -101,7 +103,7 @@ def run(config: Table1Config, out: Path, *, workers: int = 2) -> dict[str, Any]:
 def trials(config: Table1Config) -> list[tuple[Trial, str]]:
     """Every training with its row, seed by seed, so that a part of them is a smaller study."""
     chosen = []
-    for seed in range(config.seeds):
+    for seed in parse_seeds(config.seeds):
         for env in config.envs:
             for row in config.rows:
                 method, settings = VARIANTS[row]
@@ -228,7 +230,9 @@ def show(found: Mapping[str, Any]) -> None:
     for heading in ("tether", "paper"):
         table.add_column(heading, justify="right")
     for row in found["rows"].values():
-        spread = f" ± {row['score_std']:.2f}" if found["settings"]["seeds"] > 1 else ""
+        spread = (
+            f" ± {row['score_std']:.2f}" if len(parse_seeds(found["settings"]["seeds"])) > 1 else ""
+        )
         table.add_row(row["label"], f"{row['score']:.2f}{spread}", f"{row['paper']:.2f}")
     Console(stderr=True).print(table)
 
