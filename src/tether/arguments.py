@@ -8,9 +8,10 @@ import json
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
@@ -68,6 +69,19 @@ def _spellings() -> ConstructorRegistry:
         )
 
     @registry.primitive_rule
+    def whole(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        """Reads 1e6 and 1_000_000 as whole numbers too."""
+        if kind.type is not int:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="INT",
+            instance_from_str=lambda words: _whole_number(words[0]),
+            is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    @registry.primitive_rule
     def text(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
         """Reads a text that may be missing as it is, "none" included."""
         if set(get_args(kind.type)) != {str, type(None)}:
@@ -81,6 +95,20 @@ def _spellings() -> ConstructorRegistry:
         )
 
     return registry
+
+
+def _whole_number(word: str) -> int:
+    try:
+        return int(word)
+    except ValueError:
+        pass
+    try:
+        number = float(word)
+    except ValueError:
+        raise ValueError(f"{word!r} is not a whole number") from None
+    if not number.is_integer():
+        raise ValueError(f"{word!r} is not a whole number")
+    return int(number)
 
 
 def peek(arguments: Sequence[str], option: str) -> str | None:
@@ -107,6 +135,34 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"--config {path} is not valid TOML: {error}") from error
 
 
+def options_from(
+    kind: type[T], required: Mapping[str, Any], values: dict[str, Any], *, source: str | None
+) -> T:
+    """Options of a command (a dataclass) from a file's values, which lose what they give.
+
+    Args:
+        kind: the dataclass.
+        required: values of fields without a default.
+        values: what the file says; fields of `kind` are taken out.
+        source: the file, named in errors.
+
+    Raises:
+        UserError: a value is of the wrong type.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    own = {name: values.pop(name) for name in [*values] if name in known}
+    hints = get_type_hints(kind)
+    for name, value in own.items():
+        try:
+            own[name] = TypeAdapter(hints[name]).validate_python(value)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].replace("Input should be ", "expected ")
+            raise UserError(f"{source}: {name} is {value!r}; {reason}") from None
+    return kind(**{**required, **own})
+
+
 def print_json(result: dict[str, Any]) -> None:
     """One JSON object on one line of stdout, the last."""
     print(json.dumps(result, allow_nan=False), flush=True)
@@ -131,8 +187,32 @@ def _one_line(box: str) -> str:
     message = next((t for t in texts if len(t.split()) > 2), "bad arguments")
     message = re.sub(r"\s*Got errors:.*", "", message)
     message = re.sub(r"^Error parsing (settings|options): ", "", message)
+    message = re.sub(r"^Error parsing (--[\w-]+): (.*)", _bad_value, message)
+    message = re.sub(r"^Unrecognized options: (--[\w-]+).*", r"unknown option \1", message)
     message = re.sub(r"^Missing from .*?: (--[\w-]+).*", r"\1 is required", message)
     suggestion = re.search(r"Perhaps you meant:\W+(--[\w-]+)", " ".join(texts))
     if suggestion:
         message += f"; did you mean {suggestion.group(1)}?"
     return message.rstrip(".")
+
+
+_KINDS = {"INT": "a whole number", "FLOAT": "a number", "none": "none", "PATH": "a path"}
+
+
+def _bad_value(found: re.Match[str]) -> str:
+    """Tyro's words for a value that cannot be read, in tether's."""
+    option, reason = found[1], found[2]
+    value = re.search(r"\['(.*?)'(?:, .*)?\]", reason)
+    if value is None:
+        return f"{option}: {reason}"
+    several = re.match(r"Could not find valid parse", reason)
+    if several and "," in value[1]:
+        spaced = " ".join(value[1].replace(",", " ").split())
+        return f"{option} is {value[1]!r}; separate values by spaces: {option} {spaced}"
+    kinds = re.search(r"no type matching (\S+)", reason)
+    if kinds is None:
+        return f"{option} is {value[1]!r}, which cannot be read"
+    words = [_KINDS.get(kind, kind) for kind in kinds[1].split("|")]
+    # "none" is the last resort of those who read it.
+    ordered = sorted(words, key=lambda word: word == "none")
+    return f"{option} is {value[1]!r}; expected {' or '.join(ordered)}"

@@ -124,8 +124,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted:
         return 130
     except KeyboardInterrupt:
-        going_on = "; `tether resume` goes on from the last checkpoint"
-        print(f"tether: stopped at once{going_on * (arguments[0] in _LEARNING)}", file=sys.stderr)
+        more = "; a run that has saved a checkpoint can be continued: tether resume RUN"
+        print(f"tether: stopped at once{more * (arguments[0] in _LEARNING)}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 1

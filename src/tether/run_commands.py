@@ -88,10 +88,15 @@ class PlotOptions:
     """Run folders, or folders of several seeds."""
     out: Path = Path("curves.png")
     """The picture: .png, .svg or .pdf."""
-    metric: str = "return/mean"
-    """What to draw, as metrics.jsonl names it."""
-    by: str | None = None
-    """Group runs by env, method or folder (that they lie in): mean and range."""
+    metric: str | None = None
+    """The measurement to draw, named as in metrics.jsonl; the most usual one if not given."""
+    by: Literal["env", "method", "folder"] | None = None
+    """Draws one line with a band for all runs of an environment, of a method, or in one folder.
+    Folders of several seeds are drawn by folder if this is not given."""
+    band: Literal["range", "deviation", "interval"] = "range"
+    """What the band shows: the range, the standard deviation, or the 95 % interval of the mean."""
+    smooth: int = 1
+    """Averages over this many neighbouring points."""
     json: bool = False
     """Print one JSON object as the last line of stdout."""
 
@@ -128,9 +133,17 @@ def plot(arguments: Sequence[str]) -> None:
     if not options.runs:
         raise UserError("no runs given; usage: tether plot RUN... --out curves.png")
     from tether.learning.reports.plots import learning_curves
-    from tether.learning.seeds import runs_in
+    from tether.learning.seeds import is_seeds_folder, runs_in
 
-    path = learning_curves(runs_in(options.runs), options.out, metric=options.metric, by=options.by)
+    grouped = "folder" if any(is_seeds_folder(run) for run in options.runs) else None
+    path = learning_curves(
+        runs_in(options.runs),
+        options.out,
+        metric=options.metric,
+        by=options.by or grouped,
+        band=options.band,
+        smooth=options.smooth,
+    )
     say(f"drawn: {path}")
     if options.json:
         print_json({"plot": str(path), "runs": [str(run) for run in options.runs]})

@@ -24,6 +24,7 @@ from tether.control.policy import Policy, PolicySpec
 from tether.control.training import TrainedPolicy as Trained
 from tether.errors import UserError
 from tether.learning import read_metrics
+from tether.learning.reports import plots
 from tether.learning.reports.plots import learning_curves
 from tether.learning.seeds import parse_seeds
 
@@ -360,9 +361,9 @@ def test_a_learning_curve_is_drawn(cheetah: Trained, pairs: Trained, tmp_path: P
 @pytest.mark.parametrize(
     ("by", "labels"),
     [
-        ("folder", ["first (2 runs)", "second"]),
-        ("env", ["HalfCheetah-v5 (2 runs)", "CopyDict-v0"]),
-        ("method", ["ppo (3 runs)"]),
+        ("folder", ["first (mean and range of 2 runs)", "second"]),
+        ("env", ["HalfCheetah-v5 (mean and range of 2 runs)", "CopyDict-v0"]),
+        ("method", ["ppo (mean and range of 3 runs)"]),
     ],
 )
 def test_runs_are_grouped(
@@ -390,11 +391,26 @@ def test_runs_are_grouped(
     assert drawn == labels
 
 
+def test_bands_are_what_they_say() -> None:
+    values = np.random.default_rng(1).normal(3.0, 2.0, (16, 5))
+    low, high = plots._band(values, "deviation")
+    assert low == pytest.approx(values.mean(0) - values.std(0))
+    low, high = plots._band(values, "interval")
+    # The normal approximation of the mean's 95 % interval, which 16 values come near to.
+    half = 1.96 * values.std(0) / 4
+    assert (high - low) / 2 == pytest.approx(half, rel=0.1)
+    steps, smoothed = plots._smoothed(np.arange(5.0), np.array([0.0, 3.0, 0.0, 3.0, 0.0]), 3)
+    assert smoothed.tolist() == [1.5, 1.0, 2.0, 1.0, 1.5] and len(steps) == 5
+
+
 @pytest.mark.parametrize(
     ("file", "options", "words"),
     [
         ("x.png", {"metric": "return/men"}, "no values of 'return/men'; it has: "),
         ("x.png", {"by": "seed"}, "by is 'seed'; expected env, method, folder or nothing"),
+        ("plain", {}, "the picture is .*plain; expected a name that ends in .png"),
+        ("x.png", {"band": "wide"}, "band is 'wide'; expected range, deviation, interval"),
+        ("x.png", {"smooth": 0}, "smooth is 0; expected at least 1 point"),
         ("x.xyz", {}, "cannot write .*x.xyz: .*not supported"),
         ("file/x.png", {}, "cannot write .*file/x.png: "),
     ],

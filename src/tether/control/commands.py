@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from tether.arguments import parse, peek, print_json, read_toml, say
+from tether.arguments import options_from, parse, peek, print_json, read_toml, say
 from tether.control import training
 from tether.control.evaluation import EVALUATION_SEED
 from tether.control.methods import METHODS
@@ -69,8 +69,10 @@ def train(arguments: Sequence[str]) -> None:
     settings: dict[str, Any] = {}
     if file is not None:
         settings = read_toml(Path(file))
+    missing: Any = tyro.MISSING
+    given = options_from(TrainOptions, {"env": missing}, settings, source=file)
     base = training.configure(method, preset, settings)
-    options, config = _parse_train(method, learner.config_class, base, rest)
+    options, config = _parse_train(method, learner.config_class, given, base, rest)
     kwargs = _json_object(options.env_kwargs)
     chosen: dict[str, Any] = {
         "env": options.env,
@@ -206,7 +208,9 @@ def envs(arguments: Sequence[str]) -> None:
         print(f"{entry.id:32}{entry.door:12}{entry.note}")
 
 
-def _parse_train(method: str, config_class: Any, base: Any, arguments: Sequence[str]) -> Any:
+def _parse_train(
+    method: str, config_class: Any, options: TrainOptions, base: Any, arguments: Sequence[str]
+) -> Any:
     command = make_dataclass(
         "Train",
         [
@@ -215,12 +219,11 @@ def _parse_train(method: str, config_class: Any, base: Any, arguments: Sequence[
         ],
         frozen=True,
     )
-    missing: Any = tyro.MISSING
     parsed: Any = parse(
         command,
         arguments,
         prog=f"tether train {method}",
-        default=command(TrainOptions(env=missing), base),
+        default=command(options, base),
     )
     return parsed.options, parsed.settings
 

@@ -38,10 +38,11 @@ class OnPolicyConfig(PolicyConfig):
     @model_validator(mode="after")
     def _whole_steps(self) -> Self:
         if self.steps_per_iteration % self.num_envs:
+            divisors = [n for n in range(1, 4097) if self.steps_per_iteration % n == 0]
+            near = min(divisors, key=lambda n: abs(n - self.num_envs))
             raise ValueError(
                 f"steps_per_iteration={self.steps_per_iteration} is not a multiple of "
-                f"num_envs={self.num_envs}; expected for instance "
-                f"{self.num_envs * max(1, round(self.steps_per_iteration / self.num_envs))}"
+                f"num_envs={self.num_envs}; choose a num_envs that divides it, such as {near}"
             )
         return self
 

@@ -39,7 +39,7 @@ class Config(BaseModel):
         try:
             super().__init__(**data)
         except ValidationError as error:
-            raise UserError(_one_line(type(self), error, type(self).__name__)) from None
+            raise UserError(_one_line(type(self), error)) from None
 
     # Validation of files and of nested settings then goes past this __init__, so that an error
     # keeps its full location.
@@ -56,11 +56,10 @@ class Config(BaseModel):
         Raises:
             UserError: an unknown key (with the closest known one), or a bad value.
         """
-        place = cls.__name__ if source is None else str(source)
         try:
             return cls.model_validate(dict(data))
         except ValidationError as error:
-            raise UserError(_one_line(cls, error, place)) from None
+            raise UserError(_one_line(cls, error, source)) from None
 
     @classmethod
     def load_toml(cls, path: str | Path, **overrides: Any) -> Self:
@@ -82,10 +81,13 @@ class Config(BaseModel):
         return self.model_dump(mode="json")
 
 
-def _one_line(model: type[BaseModel], error: ValidationError, place: str) -> str:
+def _one_line(
+    model: type[BaseModel], error: ValidationError, source: str | Path | None = None
+) -> str:
     problems = error.errors(include_url=False)
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{place}: {_problem(model, problems[0])}{more}"
+    place = "" if source is None else f"{source}: "
+    return f"{place}{_problem(model, problems[0])}{more}"
 
 
 def _problem(model: type[BaseModel], problem: ErrorDetails) -> str:

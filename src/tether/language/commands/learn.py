@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from tether.arguments import parse, peek, print_json, read_toml, say
+from tether.arguments import options_from, parse, peek, print_json, read_toml, say
 from tether.language.methods import METHODS
 from tether.language.models.from_run import Setup
 from tether.language.runs import training
@@ -93,7 +93,7 @@ def _parse(method: str, arguments: Sequence[str]) -> tuple[LearnOptions, Setup, 
         frozen=True,
     )
     default = command(
-        LearnOptions(),
+        options_from(LearnOptions, {}, values, source=file),
         Setup.load(shared, source=file),
         config_class.load(values, source=file),
     )

@@ -6,6 +6,9 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, Final, Protocol, TextIO
 
+PREPARED: Final = "reference/done"
+"""The share of what a learner computes before its first update; shown until it is done."""
+
 _WINDOW: Final = 50
 
 
@@ -59,11 +62,18 @@ class _Pace:
         self.steps = start
         self.metric = metric
         self.value: float | int | None = None
+        self.prepared: float | int | None = None
+        self._begun = False
         self._marks = deque([(time.monotonic(), start)], maxlen=_WINDOW)
 
     def update(self, now: float, steps: int, metrics: Mapping[str, float | int]) -> None:
         self.steps = steps
         self.value = metrics.get(self.metric, self.value)
+        self.prepared = metrics.get(PREPARED)
+        if not self._begun:
+            # The first iteration compiles and fills caches, which says nothing of the others.
+            self._begun = True
+            self._marks.clear()
         # Marks a quarter of a second apart let the window span seconds however short iterations
         # are; a slow learner's every iteration is a mark.
         if len(self._marks) < 2 or now - self._marks[-2][0] >= 0.25:
@@ -84,7 +94,13 @@ class _Pace:
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
     @property
+    def speed(self) -> str:
+        return f"{self.rate:,.0f} steps/s" if self.rate > 0.0 else ""
+
+    @property
     def result(self) -> str:
+        if self.prepared is not None:
+            return f"preparing: {self.prepared:.0%} of the reference's log-probabilities"
         return "" if self.value is None else f"{self.metric} {self.value:.6g}"
 
 
@@ -119,7 +135,7 @@ class ProgressLines:
         share = pace.steps / pace.total if pace.total else 1.0
         parts = [
             f"step {pace.steps:,}/{pace.total:,} ({share:.0%})",
-            f"{pace.rate:,.0f} steps/s",
+            pace.speed,
             f"ETA {pace.left}",
             pace.result,
         ]
@@ -177,7 +193,7 @@ class ProgressBar:
         pace = self._pace
         return {
             "count": f"{pace.steps:,}/{pace.total:,}",
-            "rate": f"{pace.rate:,.0f} steps/s",
+            "rate": pace.speed,
             "left": f"ETA {pace.left}",
             "result": pace.result,
         }
