@@ -205,7 +205,10 @@ MISTAKES = {
     "no env": (["train", "ppo"], "--env is required"),
     "env": (["train", "ppo", "--env", "CartPol-v1"], "'CartPol-v1'; did you mean CartPole-v1"),
     "preset": ([*CARTPOLE, "--preset", "papper"], "unknown preset 'papper' of ppo; known: default"),
-    "option": ([*CARTPOLE, "--epsilonn", "1"], "--epsilonn, 1; did you mean --epsilon?"),
+    "option": (
+        [*CARTPOLE, "--epsilonn", "1"],
+        "unknown option --epsilonn; did you mean --epsilon?",
+    ),
     "not a number": ([*CARTPOLE, "--epsilon", "wide"], "--epsilon"),
     "out of range": ([*CARTPOLE, "--epsilon", "-1"], "epsilon is -1.0; expected greater than 0"),
     "nan": ([*CARTPOLE, "--gamma", "nan"], "gamma is nan; expected"),
@@ -225,7 +228,7 @@ MISTAKES = {
     "value": ([*CARTPOLE, "--config", "value.toml"], "epochs is 0; expected greater than"),
     "out": ([*CARTPOLE, "--out", "full"], "full"),
     "no run": (["resume", "nowhere"], "there is no run folder nowhere"),
-    "run": (["evaluate"], "PATH The run's folder. (required)"),
+    "run": (["evaluate"], "usage: tether evaluate RUN; RUN is missing"),
     "no run to plot": (["plot"], "no runs given; usage: tether plot RUN..."),
     "sinks": ([*CARTPOLE, "--sinks", "paper"], "'paper'"),
 }

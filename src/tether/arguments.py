@@ -186,6 +186,12 @@ def _one_line(box: str) -> str:
     texts = [" ".join(section) for section in sections if section]
     message = next((t for t in texts if len(t.split()) > 2), "bad arguments")
     message = re.sub(r"\s*Got errors:.*", "", message)
+    message = re.sub(
+        r"^Missing from (tether [\w-]+): PATH .*", r"usage: \1 RUN; RUN is missing", message
+    )
+    message = re.sub(
+        r"^Missing from (tether [\w-]+): STR .*", r"usage: \1 MODEL; MODEL is missing", message
+    )
     message = re.sub(r"^Error parsing (settings|options): ", "", message)
     message = re.sub(r"^Error parsing (--[\w-]+): (.*)", _bad_value, message)
     message = re.sub(r"^Unrecognized options: (--[\w-]+).*", r"unknown option \1", message)

@@ -139,7 +139,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_mistakes_from_python_are_user_errors_too() -> None:
     with pytest.raises(UserError, match=r"^epsilon is 2; expected less than 1$"):
         Settings(epsilon=2)
-    with pytest.raises(UserError, match=r"^Optimizer: unknown key 'lr'"):
+    with pytest.raises(UserError, match=r"^unknown key 'lr'"):
         Settings(optimizer=Optimizer(lr=1))  # type: ignore[call-arg]
     with pytest.raises(UserError, match=r"^Required: the required key 'data' is missing$"):
         Required()  # type: ignore[call-arg]
