@@ -34,26 +34,26 @@ COMMANDS: dict[str, Command] = {
         "RUN", "go on with a run, bit for bit where it stopped", "tether.run_commands:resume"
     ),
     "evaluate": Command(
-        "RUN", "run whole episodes with a run's policy", "tether.control.commands:evaluate"
+        "RUN", "play whole episodes with a run's policy", "tether.control.commands:evaluate"
     ),
     "sft": Command(
         "--model M --data D",
-        "tune a language model on answers",
+        "fine-tune a language model on demonstrations",
         "tether.language.commands.learn:sft",
     ),
     "reward": Command(
         "--model M --data D",
-        "learn a reward model from comparisons",
+        "train a reward model on comparisons",
         "tether.language.commands.learn:reward",
     ),
     "rlhf": Command(
         "--model M --reward R",
-        "PPO on a reward model's scores",
+        "train a language model by PPO on a reward",
         "tether.language.commands.learn:rlhf",
     ),
     "dpo": Command(
         "--model M --data D",
-        "learn from comparisons directly",
+        "train a language model on comparisons (DPO)",
         "tether.language.commands.learn:dpo",
     ),
     "best-of-n": Command(
@@ -62,19 +62,23 @@ COMMANDS: dict[str, Command] = {
         "tether.language.commands.best_of_n:best_of_n",
     ),
     "generate": Command(
-        "MODEL --prompt P", "let a model or a run speak", "tether.language.commands.speak:generate"
+        "MODEL --prompt P",
+        "answer a prompt with a model or a run",
+        "tether.language.commands.speak:generate",
     ),
     "chat": Command("MODEL", "talk with a model or a run", "tether.language.commands.speak:chat"),
     "study": Command("NAME", "reproduce a result of the lecture", "tether.studies.commands:study"),
     "plot": Command("RUN...", "draw learning curves", "tether.run_commands:plot"),
     "report": Command(
         "RUN...",
-        "one page on runs: settings, curves, samples",
+        "write a page about runs: settings, curves, samples",
         "tether.run_commands:report",
     ),
     "methods": Command("", "list the methods", "tether.run_commands:methods"),
     "envs": Command("", "list the environments", "tether.control.commands:envs"),
-    "demo": Command("", "see both halves at work, from nothing", "tether.studies.demo:demo"),
+    "demo": Command(
+        "", "train a policy and align a language model, from nothing", "tether.studies.demo:demo"
+    ),
 }
 
 # Those whose runs have checkpoints.

@@ -1,4 +1,4 @@
-"""The control half of `tether demo`: from nothing to a running cheetah, and how it got there."""
+"""The control part of `tether demo`: from nothing to a running cheetah, and how it got there."""
 
 from __future__ import annotations
 
@@ -32,7 +32,12 @@ def show(out: Path, *, env: str, total_steps: int, seed: int) -> dict[str, Any]:
     else:
         trained = training.train("ppo", env=env, total_steps=total_steps, seed=seed, out=out)
     evaluation = training.evaluate_run(out).summary()
-    curve = learning_curves([out], out / "curve.png")
+    curve: Path | None = None
+    try:
+        curve = learning_curves([out], out / "curve.png", metric="return/mean")
+    except UserError as error:
+        # A short training ends before the first episode does.
+        say(f"no learning curve: {error}")
     film: Path | None = out / "film.mp4"
     try:
         from tether.control.video import film as record
@@ -45,7 +50,7 @@ def show(out: Path, *, env: str, total_steps: int, seed: int) -> dict[str, Any]:
     summary = {
         **trained.summary(),
         "evaluation": evaluation,
-        "curve": str(curve),
+        "curve": str(curve) if curve else None,
         "film": str(film) if film else None,
     }
     _table(env, summary)

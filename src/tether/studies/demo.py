@@ -1,4 +1,4 @@
-"""`tether demo`: both halves of the lecture, from nothing, on one small machine."""
+"""`tether demo`: control and language from nothing, on one small machine."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class DemoOptions:
     """A cheetah learns to run by PPO; a language model is aligned in three steps, and by DPO."""
 
     out: Path = Path("runs/demo")
-    """Folder of both; an earlier demo there is gone on with or shown again."""
-    half: Literal["both", "control", "language"] = "both"
-    """Which half of the lecture to see."""
+    """The folder of the demonstration; an earlier one there is continued or shown again."""
+    part: Literal["both", "control", "language"] = "both"
+    """What to show: a policy for an environment, a language model, or both."""
     total_steps: int = 300_000
     """Environment steps of the cheetah."""
     seed: int = 0
@@ -29,13 +29,13 @@ class DemoOptions:
 def demo(arguments: Sequence[str]) -> None:
     """`tether demo`."""
     options = parse(DemoOptions, arguments, prog="tether demo")
-    halves: dict[str, Callable[[DemoOptions], dict[str, Any]]] = {
+    parts: dict[str, Callable[[DemoOptions], dict[str, Any]]] = {
         "control": _control,
         "language": _language,
     }
     found = {}
-    for name, show in halves.items():
-        if options.half in ("both", name):
+    for name, show in parts.items():
+        if options.part in ("both", name):
             found[name] = show(options)
     if options.json:
         print_json(found)
