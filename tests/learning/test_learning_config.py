@@ -141,7 +141,7 @@ def test_mistakes_from_python_are_user_errors_too() -> None:
         Settings(epsilon=2)
     with pytest.raises(UserError, match=r"^unknown key 'lr'"):
         Settings(optimizer=Optimizer(lr=1))  # type: ignore[call-arg]
-    with pytest.raises(UserError, match=r"^Required: the required key 'data' is missing$"):
+    with pytest.raises(UserError, match=r"^the required key 'data' is missing$"):
         Required()  # type: ignore[call-arg]
     with pytest.raises(UserError, match=r"^epsilon is nan"):
         Settings(epsilon=math.nan)
