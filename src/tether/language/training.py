@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -35,6 +34,7 @@ from tether.learning.callbacks import BaseCallback, Callback
 from tether.learning.config import Config
 from tether.learning.learner import Learner, Metrics
 from tether.learning.loop import check_every
+from tether.learning.machine import peak_memory_mb
 from tether.learning.metrics import read_metrics
 from tether.learning.run import Run
 
@@ -86,7 +86,7 @@ class Trained:
             "examples": self.examples,
             "dropped": self.truncation.dropped,
             "metrics": {k: v if math.isfinite(v) else None for k, v in self.metrics.items()},
-            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "peak_memory_mb": peak_memory_mb(),
         }
 
 
