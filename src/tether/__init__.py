@@ -17,17 +17,30 @@ from typing import TYPE_CHECKING, Any
 from tether.version import __version__
 
 if TYPE_CHECKING:
+    from tether.control.policy import Policy
+    from tether.control.sb3 import as_sb3
     from tether.control.training import Trained, evaluate_run, load, resume, train
 
 _HOMES = {
+    "Policy": "tether.control.policy",
     "Trained": "tether.control.training",
+    "as_sb3": "tether.control.sb3",
     "evaluate_run": "tether.control.training",
     "load": "tether.control.training",
     "resume": "tether.control.training",
     "train": "tether.control.training",
 }
 
-__all__ = ["Trained", "__version__", "evaluate_run", "load", "resume", "train"]
+__all__ = [
+    "Policy",
+    "Trained",
+    "__version__",
+    "as_sb3",
+    "evaluate_run",
+    "load",
+    "resume",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

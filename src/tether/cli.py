@@ -11,11 +11,15 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
+import os
+import re
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+from tether.control import configure_jax
 from tether.errors import Interrupted, UserError
 from tether.version import __version__
 
@@ -71,6 +75,8 @@ COMMANDS: dict[str, Command] = {
     "demo": Command("", "see both halves at work, from nothing", "tether.studies.demo:demo"),
 }
 
+_NAMES_A_MODULE = re.compile(r"^(--[\w-]+=)?[A-Za-z_][\w.]*:[\w./-]+$")
+
 # Those whose runs have checkpoints.
 _LEARNING = frozenset({"train", "resume", "sft", "reward", "rlhf", "dpo"})
 
@@ -92,12 +98,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] in ("--version", "-V"):
         print(f"tether {__version__}")
         return 0
-    # As `python -m tether` has it, so that --env module:Id finds a module of the user's.
-    if "" not in sys.path:
+    # Code in the current folder runs only where the user names it, as in --env module:Id.
+    if any(_NAMES_A_MODULE.search(word) for word in arguments) and "" not in sys.path:
         sys.path.insert(0, "")
     try:
         _find(arguments[0])(arguments[1:])
     except UserError as error:
+        if os.environ.get("TETHER_TRACEBACK", "0") not in ("", "0"):
+            traceback.print_exc()
         print(f"tether: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
@@ -123,6 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def program() -> NoReturn:
     """The command as a process of its own, which ends with what :func:`main` returns."""
+    # JAX reads its settings when it starts, and a process of tether's own has no other use for it.
+    configure_jax()
     code = main()
     together = sys.modules.get("tether.language.processes")
     if together is not None:

@@ -13,6 +13,7 @@ from tether.arguments import parse, peek, print_json, read_toml, say
 from tether.control import training
 from tether.control.evaluation import EVALUATION_SEED
 from tether.control.methods import METHODS, find_method
+from tether.control.named_objects import named_object
 from tether.errors import UserError
 
 
@@ -34,6 +35,8 @@ class TrainOptions:
     """Folder of the run (new or empty); runs/METHOD-ENV-SEED-TIME if not given."""
     init_from: Path | None = None
     """Another run, of equal spaces and network, whose policy to begin with."""
+    network: str | None = None
+    """Your own network for policy and critic, as module:object, in place of the built-in one."""
     config: Path | None = None
     """TOML file with settings; options on the command line win."""
     env_kwargs: str = "{}"
@@ -80,6 +83,7 @@ def train(arguments: Sequence[str]) -> None:
         seed=options.seed,
         out=options.out,
         init_from=options.init_from,
+        network=named_object("--network", options.network),
         env_kwargs=kwargs,
         threads=options.threads,
         checkpoint_every=options.checkpoint_every,
@@ -96,6 +100,10 @@ class ResumeOptions:
 
     run: tyro.conf.Positional[Path]
     """The run's folder."""
+    env: str | None = None
+    """The run's environment again if its id is module:Id: only what is named here is imported."""
+    network: str | None = None
+    """The run's own network again, as module:object, where it has one."""
     total_steps: int | None = None
     """A new budget of environment steps; the run's own if not given."""
     checkpoint_every: int | None = None
@@ -115,6 +123,8 @@ def resume(arguments: Sequence[str]) -> None:
     options = parse(ResumeOptions, arguments, prog="tether resume")
     trained = training.resume(
         options.run,
+        env=options.env,
+        network=named_object("--network", options.network),
         total_steps=options.total_steps,
         checkpoint_every=options.checkpoint_every,
         threads=options.threads,
@@ -130,6 +140,11 @@ class EvaluateOptions:
 
     run: tyro.conf.Positional[Path]
     """The run's folder."""
+    env: str | None = None
+    """Environment to evaluate in; the run's own if not given. One whose id is module:Id must be
+    given: only what is named here is imported."""
+    network: str | None = None
+    """The run's own network again, as module:object, where it has one."""
     episodes: int = 20
     """How many episodes."""
     seed: int = EVALUATION_SEED
@@ -147,16 +162,19 @@ class EvaluateOptions:
 def evaluate(arguments: Sequence[str]) -> None:
     """`tether evaluate RUN`."""
     options = parse(EvaluateOptions, arguments, prog="tether evaluate")
+    network = named_object("--network", options.network)
     if options.video is not None:
         from tether.control.video import film
 
         # First, so that a film which cannot be leaves no recording in the way of its mend.
-        film(options.run, options.video, seed=options.seed)
+        film(options.run, options.video, seed=options.seed, env=options.env, network=network)
     evaluation = training.evaluate_run(
         options.run,
         episodes=options.episodes,
         seed=options.seed,
         deterministic=not options.sampled,
+        env=options.env,
+        network=network,
         record=options.record,
     )
     result: dict[str, Any] = {"run": str(options.run), **evaluation.summary()}
@@ -239,6 +257,7 @@ def _train_seeds(method: str, options: TrainOptions, config: Any, kwargs: dict[s
         total_steps=options.total_steps,
         out=options.out,
         init_from=options.init_from,
+        network=named_object("--network", options.network),
         env_kwargs=kwargs,
         checkpoint_every=options.checkpoint_every,
         threads=options.threads,

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from tether.control import training
+from tether.control.envs.vector import EnvLike
+from tether.control.run_environment import default_threads
 from tether.errors import Interrupted, UserError
 from tether.learning.callbacks import BaseCallback
 from tether.learning.learner import Learner, Metrics
@@ -49,7 +51,7 @@ class Seeds:
 
 def train_seeds(
     method: str,
-    env: training.EnvLike,
+    env: EnvLike,
     seeds: Sequence[int],
     *,
     out: str | Path | None = None,
@@ -75,7 +77,7 @@ def train_seeds(
         raise UserError(f"seeds are {list(seeds)}; expected distinct integers such as 0,1,2")
     name = env if isinstance(env, str) else getattr(env, "__name__", "environment")
     folder = Path(out) if out is not None else training.default_folder(method, name, seeds[0])
-    cores = training.default_threads()
+    cores = default_threads()
     workers = min(len(seeds), max(2, cores))
     stop = _Stop()
     callbacks = (*arguments.pop("callbacks", ()), stop)

@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import os
-import resource
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
-import numpy as np
-
+from tether.control.architectures import given_network
 from tether.control.demonstrations import Recorder
-from tether.control.envs import VectorEnv, make
+from tether.control.envs.vector import EnvLike, count_of, make
 from tether.control.evaluation import EVALUATION_SEED, Evaluation, evaluate
 from tether.control.methods import find_method
 from tether.control.policy import Policy, PolicySpec
-from tether.control.policy_learner import PolicyConfig, PolicyLearner
+from tether.control.policy_learner import PolicyConfig, PolicyLearner, check_own_network
+from tether.control.run_environment import (
+    adopt_num_envs,
+    default_threads,
+    drawn_seed,
+    recorded_settings,
+    run_environment,
+)
 from tether.errors import UserError
 from tether.learning.callbacks import BaseCallback, Callback
 from tether.learning.learner import Learner, Metrics
 from tether.learning.loop import check_every
+from tether.learning.machine import peak_memory_mb
 from tether.learning.metrics import read_metrics
 from tether.learning.run import Run
 from tether.learning.sinks import check_sinks
-
-EnvLike = str | gym.Env[Any, Any] | Callable[[], gym.Env[Any, Any]]
 
 
 @dataclass
@@ -69,7 +70,7 @@ class Trained:
             "episodes": metrics.get("episode/count", 0),
             "steps_per_iteration": self.first_iteration[0],
             "first_iteration_seconds": self.first_iteration[1],
-            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "peak_memory_mb": peak_memory_mb(),
         }
 
 
@@ -95,9 +96,10 @@ def train(
     *,
     preset: str = "default",
     total_steps: int = 1_000_000,
-    seed: int = 0,
+    seed: int | None = 0,
     out: str | Path | None = None,
     init_from: str | Path | None = None,
+    network: Any = None,
     env_kwargs: Mapping[str, Any] | None = None,
     threads: int | None = None,
     checkpoint_every: int | None = None,
@@ -110,12 +112,17 @@ def train(
 
     Args:
         method: one of :data:`tether.control.methods.METHODS`.
-        env: a Gymnasium id, or a function that makes an environment.
+        env: a Gymnasium id, an environment or a function that makes one, or a vector environment
+            (`gymnasium.vector.VectorEnv`, or one of :mod:`tether.control.envs`), from which
+            `num_envs` is taken.
         preset: "default" (what scores best) or "paper".
         total_steps: environment steps (behaviour cloning: pairs); rounded up to whole iterations.
-        seed: decides everything random.
+        seed: decides everything random; None draws one, which the run records.
         out: the run's folder, new or empty; `runs/<method>-<env>-<seed>-<time>` when not given.
         init_from: another run, of equal spaces and network, whose policy to begin with.
+        network: one's own network for the policy and its critic, in place of the built-in one; see
+            :class:`tether.control.architectures.PolicyNetwork`. It is not saved: `resume`, `load`
+            and `evaluate_run` ask for it again.
         env_kwargs: passed to `gymnasium.make`.
         threads: physics threads; every core up to 8 when not given. Results do not depend on it.
         checkpoint_every: save whenever training passes a multiple of so many steps; every minute
@@ -128,18 +135,23 @@ def train(
     Raises:
         UserError: anything the user can mend; one line.
     """
+    seed, network = drawn_seed(seed), given_network(network)
     check_budget(total_steps, seed)
     check_sinks(sinks)
     check_every(checkpoint_every)
-    config = configure(method, preset, settings)
     kind = find_method(method)
-    initial = load(init_from) if init_from is not None else None
+    fields = kind.config_class.model_fields
+    config = configure(method, preset, adopt_num_envs(env, fields, settings))
+    check_own_network(network, config, configure(method, preset))
+    initial = load(init_from, network=network) if init_from is not None else None
     threads = threads if threads is not None else default_threads()
     world = make(env, kind.environments(config), threads=threads, **(env_kwargs or {}))
     learner: PolicyLearner | None = None
     try:
         # Before the run's folder, so that a mistake which only the learner notices leaves none.
-        learner = kind(config, world, seed=seed, total_steps=total_steps, initial=initial)
+        learner = kind(
+            config, world, seed=seed, total_steps=total_steps, initial=initial, network=network
+        )
         spec = {
             "env": env if isinstance(env, str) else None,
             "env_name": world.id,
@@ -152,7 +164,7 @@ def train(
         }
         if initial is not None:
             source = str(Path(str(init_from)).resolve())
-            spec["init_from"] = {"run": source, "policy": _fingerprint(initial)}
+            spec["init_from"] = {"run": source, "policy": initial.fingerprint()}
         run = Run.create(
             Path(out) if out is not None else default_folder(method, world.id, seed),
             method=method,
@@ -169,6 +181,7 @@ def resume(
     run: str | Path,
     *,
     env: EnvLike | None = None,
+    network: Any = None,
     total_steps: int | None = None,
     threads: int | None = None,
     checkpoint_every: int | None = None,
@@ -180,7 +193,9 @@ def resume(
 
     Args:
         run: the run's folder.
-        env: the environment, needed only if the run was started from a function.
+        env: the environment, needed if the run was not started from the id of an environment that
+            is registered; see :func:`tether.control.run_environment.recorded_env`.
+        network: as in :func:`train`, needed if the run was started with one.
         total_steps: a new budget; the run's own when not given.
         threads: as in :func:`train`.
         checkpoint_every: as in :func:`train`.
@@ -188,6 +203,7 @@ def resume(
         sinks: as in :func:`train`; those the run began with when not given.
         progress: as in :func:`train`.
     """
+    network = given_network(network)
     opened = Run.open(run)
     spec = opened.spec
     if sinks is None:
@@ -195,15 +211,20 @@ def resume(
     total = total_steps if total_steps is not None else int(spec["total_steps"])
     check_budget(total, int(spec["seed"]))
     check_sinks(sinks)
-    config = configure(opened.method, spec["preset"], opened.config)
+    config = configure(opened.method, spec["preset"], recorded_settings(opened))
     kind = find_method(opened.method)
-    initial = _initial_policy(opened)
-    world = _environment(opened, env, kind.environments(config), threads)
+    initial = _initial_policy(opened, network)
+    world = run_environment(opened, env, kind.environments(config), threads)
     learner: PolicyLearner | None = None
     try:
         with opened:
             learner = kind(
-                config, world, seed=int(spec["seed"]), total_steps=total, initial=initial
+                config,
+                world,
+                seed=int(spec["seed"]),
+                total_steps=total,
+                initial=initial,
+                network=network,
             )
             opened.resume(learner)
             return _train(opened, learner, total, callbacks, sinks, progress, checkpoint_every)
@@ -211,11 +232,14 @@ def resume(
         (learner or world).close()
 
 
-def load(run: str | Path) -> Policy:
-    """The policy in a run's newest checkpoint.
+def load(run: str | Path, *, network: Any = None) -> Policy:
+    """The policy in a run's newest checkpoint, or in a file of :meth:`Policy.save`.
 
-    Needs neither the environment nor, unless the policy looks at images, JAX.
+    Needs neither the environment nor, unless the policy looks at images, JAX. A policy with a
+    network of its user's own needs that as `network`.
     """
+    if Path(run).is_file():
+        return Policy.load(run, network=network)
     opened = Run.open(run)
     if "policy" not in opened.spec:
         raise UserError(
@@ -223,7 +247,7 @@ def load(run: str | Path) -> Policy:
             "language model is loaded by tether.language.training.load_language_model"
         )
     state: Any = opened.load()
-    return Policy.from_state(PolicySpec.from_json(opened.spec["policy"]), state["policy"])
+    return Policy.from_state(PolicySpec.from_json(opened.spec["policy"], network), state["policy"])
 
 
 def evaluate_run(
@@ -233,6 +257,7 @@ def evaluate_run(
     seed: int = EVALUATION_SEED,
     deterministic: bool = True,
     env: EnvLike | None = None,
+    network: Any = None,
     record: str | Path | None = None,
 ) -> Evaluation:
     """Evaluate a run's policy in its own environment; see :mod:`tether.control.evaluation`.
@@ -240,9 +265,9 @@ def evaluate_run(
     `record` is a folder, new or empty, that keeps the episodes as demonstrations; see
     :mod:`tether.control.demonstrations`.
     """
-    policy = load(run)
+    policy = load(run, network=network)
     recorder = Recorder(record) if record is not None else None
-    world = _environment(Run.open(run), env, max(1, min(episodes, 20)), None)
+    world = run_environment(Run.open(run), env, count_of(env, max(1, min(episodes, 20))), None)
     try:
         result = evaluate(
             policy,
@@ -267,11 +292,6 @@ def check_budget(total_steps: int, seed: int) -> None:
         raise UserError(f"seed is {seed}; expected 0 to {2**31 - 1}")
 
 
-def default_threads() -> int:
-    """Physics threads that suit this machine."""
-    return min(8, len(os.sched_getaffinity(0)))
-
-
 def default_folder(method: str, env_id: str, seed: int) -> Path:
     """A fresh folder's name under ./runs."""
     name = "".join(c if c.isalnum() or c in "-._" else "-" for c in env_id)
@@ -280,42 +300,18 @@ def default_folder(method: str, env_id: str, seed: int) -> Path:
     return next(path for path in (folder, *itertools.islice(copies, 1000)) if not path.exists())
 
 
-def _environment(run: Run, env: EnvLike | None, num_envs: int, threads: int | None) -> VectorEnv:
-    source = env if env is not None else run.spec["env"]
-    if source is None:
-        raise UserError(
-            f"run {run.path} was made from a function, not a Gymnasium id; pass the same function "
-            "as env="
-        )
-    threads = threads if threads is not None else default_threads()
-    return make(source, num_envs, threads=threads, **run.spec["env_kwargs"])
-
-
-def _initial_policy(run: Run) -> Policy | None:
+def _initial_policy(run: Run, network: Any) -> Policy | None:
     """The policy a run began with, which it needs again if it died before its first checkpoint."""
     source = run.spec.get("init_from")
     if source is None or run.checkpoints():
         return None
-    policy = load(source["run"])
-    if _fingerprint(policy) != source["policy"]:
+    policy = load(source["run"], network=network)
+    if policy.fingerprint() != source["policy"]:
         raise UserError(
             f"run {run.path} has no checkpoint, and {source['run']}, whose policy it began with, "
             "has learnt since; start it again with tether train"
         )
     return policy
-
-
-def _fingerprint(policy: Policy) -> str:
-    """A SHA-256 over a policy's numbers."""
-    digest = hashlib.sha256()
-    network, log_std = policy.parameters
-    arrays = [a for layers in network for layer in layers for a in layer] + [log_std]
-    if policy.normalizer is not None:
-        moments = policy.normalizer.moments
-        arrays += [moments.mean, moments.variance]
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
 
 
 class _Clock(BaseCallback):
