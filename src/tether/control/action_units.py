@@ -36,8 +36,8 @@ class BoundsMap:
         """The map for the bounds of `space`; None where it would change nothing."""
         low, high = (np.ravel(bound).astype(float) for bound in (space.low, space.high))
         bounded = (low > -UNBOUNDED) & (high < UNBOUNDED) & (low < high)
-        center = np.where(bounded, low / 2 + high / 2, 0.0)
-        half_range = np.where(bounded, high / 2 - low / 2, 1.0)
+        low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
+        center, half_range = low / 2 + high / 2, high / 2 - low / 2
         if (center == 0).all() and (half_range == 1).all():
             return None
         return cls(center, half_range)

@@ -234,7 +234,9 @@ def _compiled(config: CriticConfig, spec: PolicySpec) -> _Compiled:
     def judge(critic: Any, data: Data) -> Estimate:
         return estimate(critic, data, config.gamma, config.lam, apply)
 
-    def epoch(*arguments: Any) -> tuple[Any, Any, dict[str, Array]]:
-        return fit_epoch(optimizer, *arguments, apply=apply)
+    def epoch(
+        critic: Any, moments: Any, data: Data, first: Estimate, order: Array, rate: Array
+    ) -> tuple[Any, Any, dict[str, Array]]:
+        return fit_epoch(optimizer, critic, moments, data, first, order, rate, apply=apply)
 
     return _Compiled(optimizer, jit(judge), jit(epoch))

@@ -38,6 +38,7 @@ def jit(function: Callable[..., T]) -> Callable[..., T]:
     @functools.wraps(function)
     def call(*arguments: Any) -> T:
         with place(cpu()):
-            return compiled(*arguments)
+            result: T = compiled(*arguments)
+        return result
 
     return call

@@ -25,6 +25,7 @@ def flat_observations(source_space: Space, observation: Any) -> tuple[Array, boo
     Raises:
         UserError: it is neither, or holds NaN or infinity; the message says where.
     """
+    observation = _typed(source_space, observation)
     problem = observation_problem(source_space, observation)
     batched = problem is not None
     rows = [observation]
@@ -49,6 +50,23 @@ def flat_observations(source_space: Space, observation: Any) -> tuple[Array, boo
             f"{' of its flattened form' * nested}; expected finite numbers"
         )
     return flat, batched
+
+
+def _typed(space: Space, observation: Any) -> Any:
+    """Lists of whole numbers, which have no dtype of their own, in that of an integer Box."""
+    if isinstance(space, spaces.Box) and space.dtype.kind in "iu" and isinstance(observation, list):
+        try:
+            array = np.asarray(observation)
+        except ValueError:  # ragged lists
+            return observation
+        limits = np.iinfo(space.dtype)
+        if (
+            array.dtype.kind in "iu"
+            and array.size
+            and limits.min <= array.min() <= array.max() <= limits.max
+        ):
+            return array.astype(space.dtype)
+    return observation
 
 
 def _rows(space: Space, batch: Any) -> list[Any] | None:
@@ -79,4 +97,4 @@ def _joined(parts: list[list[Any] | None], join: Any) -> list[Any] | None:
     lengths = {None if part is None else len(part) for part in parts}
     if None in lengths or len(lengths) != 1:
         return None
-    return [join(row) for row in zip(*parts, strict=True)]  # type: ignore[arg-type]
+    return [join(row) for row in zip(*parts, strict=True)]

@@ -249,12 +249,13 @@ def check_same_policy(theirs: PolicySpec, ours: PolicySpec) -> None:
             f"--{'' if theirs.head.units else 'no-'}scale-actions"
         )
     if theirs.own_network is not ours.own_network:
-        other, own = (
+        their_network, our_network = (
             "the built-in network" if spec.own_network is None else network_name(spec.own_network)
             for spec in (theirs, ours)
         )
         raise UserError(
-            f"the policy to begin with has {other}, this training {own}; expected the same network"
+            f"the policy to begin with has {their_network}, this training "
+            f"{our_network}; expected the same network"
         )
     if ours.own_network is None and theirs.activation != ours.activation:
         raise UserError(

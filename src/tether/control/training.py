@@ -213,6 +213,7 @@ def resume(
     check_sinks(sinks)
     config = configure(opened.method, spec["preset"], recorded_settings(opened))
     kind = find_method(opened.method)
+    PolicySpec.from_json(spec["policy"], network)  # says so where the network does not fit
     initial = _initial_policy(opened, network)
     world = run_environment(opened, env, kind.environments(config), threads)
     learner: PolicyLearner | None = None

@@ -7,6 +7,7 @@ import functools
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -121,7 +122,10 @@ def film(
 def _drawn(env: str, env_kwargs: dict[str, Any]) -> gym.Env[Any, Any]:
     """The environment in the mode that gives pictures."""
     try:
-        return make_one(env, render_mode="rgb_array", **env_kwargs)
+        with warnings.catch_warnings():
+            # What Gymnasium warns of here is either no obstacle or told in one line below.
+            warnings.filterwarnings("ignore", ".*render_mode")
+            return make_one(env, render_mode="rgb_array", **env_kwargs)
     except BadEnvironmentError as error:
         if isinstance(error.__cause__, TypeError) and "render_mode" in str(error.__cause__):
             raise UserError(

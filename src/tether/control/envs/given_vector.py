@@ -71,7 +71,7 @@ class GivenVectorEnv:
         self._env = env
         self._mode = AutoresetMode(env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))
         spec = _spec(env)
-        self.id = type(env.unwrapped).__name__ if spec is None else spec.id
+        self.id = _class_name(env) if spec is None else spec.id
         self._limit = NO_LIMIT if spec is None else spec.max_episode_steps or NO_LIMIT
         self.num_envs = env.num_envs
         self.source_observation_space: Space = env.single_observation_space
@@ -267,10 +267,8 @@ class GivenVectorEnv:
             action = np.stack([np.asarray(space.sample()) for _ in range(self.num_envs)])
             stepped, _, terminated, truncated, _ = self._env.step(action)
             middle = self._rows(stepped)
-            observation = self._env.reset(
-                seed=[seed, *(None for _ in range(self.num_envs - 1))],
-                options={"reset_mask": some},
-            )[0]
+            seeds: Any = [seed, *(None for _ in range(self.num_envs - 1))]
+            observation = self._env.reset(seed=seeds, options={"reset_mask": some})[0]
             after = self._rows(observation)
             kept = ~(some | terminated | truncated)
             works = after[0].tobytes() == first[0].tobytes()
@@ -366,6 +364,12 @@ class GivenVectorEnv:
             )
         # A copy: the environments may write the next step's into the same array.
         return np.array(found, dtype)
+
+
+def _class_name(env: gymnasium.vector.VectorEnv[Any, Any, Any]) -> str:
+    """The class of one of the environments, or where they are not apart that of all."""
+    inner = getattr(env.unwrapped, "envs", None)
+    return type(inner[0].unwrapped if inner else env.unwrapped).__name__
 
 
 def _spec(env: gymnasium.vector.VectorEnv[Any, Any, Any]) -> Any:
