@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from tether.control import configure_jax
 from tether.control.training import ENGINE, evaluate_run
 from tether.learning.reports.plots import learning_curves
 from tether.learning.run import Run
@@ -29,6 +30,7 @@ from tether.learning.seeds import is_seeds_folder, resume_seeds, train_seeds
 
 def main() -> None:
     arguments = _arguments()
+    configure_jax()
     results: dict[str, Any] = {
         "command": "python benchmarks/learning.py " + " ".join(sys.argv[1:]),
         "versions": {name: version(name) for name in ("tether-rl", "jax", "mujoco", "gymnasium")},

@@ -1,3 +1,5 @@
 """JAX reads its settings once: tether's own must be in place before any test starts it."""
 
-import tether.control  # noqa: F401
+from tether.control import configure_jax
+
+configure_jax()

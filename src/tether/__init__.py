@@ -18,6 +18,8 @@ from tether.version import __version__
 
 if TYPE_CHECKING:
     from tether.api import evaluate, generate, load, resume, train
+    from tether.control.policy import Policy
+    from tether.control.sb3 import as_sb3
     from tether.control.training import TrainedPolicy, evaluate_run
     from tether.language.runs.training import TrainedModel
     from tether.learning.callbacks import BaseCallback, Every, StopOnReturn
@@ -26,10 +28,12 @@ if TYPE_CHECKING:
 _HOMES = {
     "BaseCallback": "tether.learning.callbacks",
     "Every": "tether.learning.callbacks",
+    "Policy": "tether.control.policy",
     "StopOnReturn": "tether.learning.callbacks",
     "Trained": "tether.learning.engine",
     "TrainedModel": "tether.language.runs.training",
     "TrainedPolicy": "tether.control.training",
+    "as_sb3": "tether.control.sb3",
     "evaluate": "tether.api",
     "evaluate_run": "tether.control.training",
     "generate": "tether.api",
@@ -41,11 +45,13 @@ _HOMES = {
 __all__ = [
     "BaseCallback",
     "Every",
+    "Policy",
     "StopOnReturn",
     "Trained",
     "TrainedModel",
     "TrainedPolicy",
     "__version__",
+    "as_sb3",
     "evaluate",
     "evaluate_run",
     "generate",

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from tether.errors import UserError
+from tether.learning.foreign_names import in_tethers_words
 
 T = TypeVar("T")
 
@@ -47,7 +48,19 @@ def parse(
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise UserError(f"{_one_line(said.getvalue())}; see {prog} --help") from None
+        message = _one_line(said.getvalue(), option_names(kind))
+        raise UserError(f"{message}; see {prog} --help") from None
+
+
+def option_names(kind: Any) -> set[str]:
+    """Names of the fields of a dataclass or of settings, and of those it holds."""
+    names: set[str] = set()
+    for name, hint in get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint) or hasattr(hint, "model_fields"):
+            names |= option_names(hint)
+        elif get_origin(hint) is not ClassVar:
+            names.add(name)
+    return names
 
 
 def _spellings() -> ConstructorRegistry:
@@ -151,7 +164,7 @@ def options_from(
     """
     from pydantic import TypeAdapter, ValidationError
 
-    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    known = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     own = {name: values.pop(name) for name in [*values] if name in known}
     hints = get_type_hints(kind)
     for name, value in own.items():
@@ -173,8 +186,11 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _one_line(box: str) -> str:
-    """The message inside tyro's box, without its frame, context and advice."""
+def _one_line(box: str, known: Collection[str]) -> str:
+    """The message inside tyro's box, without its frame, context and advice.
+
+    An option that is another library's word is answered with the one of `known` that it means.
+    """
     lines = [re.sub(r"[╭╮╰╯│]", " ", line).strip() for line in box.splitlines()]
     # A rule of dashes, bare or around the box's title, ends each section.
     sections: list[list[str]] = [[]]
@@ -196,6 +212,10 @@ def _one_line(box: str) -> str:
     message = re.sub(r"^Error parsing (--[\w-]+): (.*)", _bad_value, message)
     message = re.sub(r"^Unrecognized options: (--[\w-]+).*", r"unknown option \1", message)
     message = re.sub(r"^Missing from .*?: (--[\w-]+).*", r"\1 is required", message)
+    unknown = re.match(r"unknown option (--[\w-]+)", message)
+    ours = in_tethers_words(unknown.group(1), known, option=True) if unknown else None
+    if unknown and ours is not None:
+        return f"unknown option {unknown.group(1)}; {ours}"
     suggestion = re.search(r"Perhaps you meant:\W+(--[\w-]+)", " ".join(texts))
     if suggestion:
         message += f"; did you mean {suggestion.group(1)}?"

@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
+import re
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
+from tether.control import configure_jax
 from tether.errors import Interrupted, UserError
 from tether.version import __version__
 
@@ -81,6 +85,8 @@ COMMANDS: dict[str, Command] = {
     ),
 }
 
+_NAMES_A_MODULE = re.compile(r"^(--[\w-]+=)?[A-Za-z_][\w.]*:[\w./-]+$")
+
 # Those whose runs have checkpoints.
 _LEARNING = frozenset({"train", "resume", "sft", "reward", "rlhf", "dpo"})
 
@@ -102,8 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] in ("--version", "-V"):
         print(f"tether {__version__}")
         return 0
-    # As `python -m tether` has it, so that --env module:Id finds a module of the user's.
-    if "" not in sys.path:
+    # Code in the current folder runs only where the user names it, as in --env module:Id.
+    if any(_NAMES_A_MODULE.search(word) for word in arguments) and "" not in sys.path:
         sys.path.insert(0, "")
     try:
         if arguments[0] == "train" and len(arguments) > 1 and _is_method("language", arguments[1]):
@@ -113,6 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         _find(arguments[0])(arguments[1:])
     except UserError as error:
+        if os.environ.get("TETHER_TRACEBACK", "0") not in ("", "0"):
+            traceback.print_exc()
         print(f"tether: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
@@ -138,6 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def program() -> NoReturn:
     """The command as a process of its own, which ends with what :func:`main` returns."""
+    # JAX reads its settings when it starts, and a process of tether's own has no other use for it.
+    configure_jax()
     code = main()
     together = sys.modules.get("tether.language.runtime.processes")
     if together is not None:

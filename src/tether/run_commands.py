@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -20,6 +20,11 @@ class ResumeOptions:
 
     run: tyro.conf.Positional[Path]
     """The run's folder, or a folder of several seeds."""
+    env: str | None = None
+    """A policy's environment again, if its id is module:Id: only modules that are named here are
+    imported."""
+    network: str | None = None
+    """A policy's own network again, as module:object, where it has one."""
     total_steps: int | None = None
     """A new budget (environment steps, examples, comparisons or episodes); the run's own if not
     given."""
@@ -41,7 +46,14 @@ def resume(arguments: Sequence[str]) -> None:
     from tether import api
     from tether.learning.seeds import Seeds
 
+    network: Any = None
+    if options.network is not None:
+        from tether.control.named_objects import named_object
+
+        network = named_object("--network", options.network)
     optional = {
+        "env": options.env,
+        "network": network,
         "total_steps": options.total_steps,
         "checkpoint_every": options.checkpoint_every,
         "threads": options.threads,

@@ -67,7 +67,9 @@ def test_a_gaussian_is_fitted_as_by_least_squares(tmp_path: Path) -> None:
     env = functools.partial(Copy, spaces.Box(-9, 9, (2,)))
     space = env().observation_space
     folder = write(tmp_path / "d", space, env().action_space, list(zip(observation, action)))  # noqa: B905
-    learner = learner_of(env, folder, hidden=(), held_out=0, learning_rate=0.01)
+    learner = learner_of(
+        env, folder, hidden=(), held_out=0, learning_rate=0.01, scale_actions=False
+    )
     for _ in range(30):
         learner.iterate()
     x = np.column_stack([observation.reshape(-1, 2), np.ones(1200)])

@@ -195,3 +195,43 @@ def test_the_step_size_falls_from_all_of_it_towards_zero() -> None:
     metrics = iterations(learner_of("CartPole-v1", total_steps=512, **TINY), 4)
     rates = [row["optimizer/learning_rate"] for row in metrics]
     np.testing.assert_allclose(rates, [0.01, 0.0075, 0.005, 0.0025], rtol=1e-6)
+
+
+def test_a_target_ends_the_policys_epochs_and_none_leaves_every_bit() -> None:
+    """With a target just above and just below what the epochs measure, they go on and they end."""
+    settings = {**TINY, "epochs": 6, "anneal": False, "epsilon": None, "recompute_advantage": False}
+
+    def one_update(**more: Any) -> tuple[PPO, dict[str, float]]:
+        learner = learner_of("CartPole-v1", **settings, **more)
+        learner.iterate()
+        metrics = learner.iterate()
+        learner.close()
+        return learner, dict(metrics)
+
+    free, measured = one_update()
+    assert "policy/epochs" not in measured
+    never, metrics = one_update(target_kl=1e6)
+    assert metrics.pop("policy/epochs") == 6
+    assert metrics == measured
+    assert same_bits(never.policy.parameters, free.policy.parameters)
+
+    # What each epoch measures, from updates of one epoch, two epochs ... of the same numbers.
+    def divergence(epochs: int) -> float:
+        learner = learner_of("CartPole-v1", **{**settings, "epochs": epochs})
+        return float(learner.iterate()["policy/approx_kl"])
+
+    by_epoch = [divergence(epochs) for epochs in (1, 2, 3)]
+    assert by_epoch[0] < by_epoch[1] < by_epoch[2]
+    for epochs, between in ((2, by_epoch[:2]), (3, by_epoch[1:])):
+        target = sum(between) / 2 / 1.5
+        stopped = learner_of("CartPole-v1", **settings, target_kl=target)
+        metrics = dict(stopped.iterate())
+        assert metrics["policy/epochs"] == epochs
+        assert metrics["policy/approx_kl"] > 1.5 * target
+        short = learner_of("CartPole-v1", **{**settings, "epochs": epochs})
+        short.iterate()
+        assert same_bits(stopped.policy.parameters, short.policy.parameters)
+        # The critic has a loss of its own, and all of its epochs.
+        whole = learner_of("CartPole-v1", **settings)
+        whole.iterate()
+        assert same_bits(stopped.critic, whole.critic)

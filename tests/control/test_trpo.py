@@ -1,6 +1,7 @@
 """TRPO: the Fisher matrix is the Fisher matrix, and no step leaves the trust region."""
 
 import functools
+import itertools
 
 import jax
 import numpy as np
@@ -13,11 +14,25 @@ from test_methods import QUICK, learner_of, on_chain
 from toy_environments import Copy
 
 from tether.control.critic import batch
-from tether.control.methods.trpo import compiled, fisher_product
+from tether.control.methods.trpo import compiled, fisher_product, fisher_rows
 from tether.control.networks import forward
 from tether.control.policy import PolicySpec
 
 SEES = spaces.Box(-1, 1, (2,))
+
+
+def test_the_fisher_matrix_sees_every_environment_and_every_time() -> None:
+    for num_envs, every in itertools.product((1, 2, 5, 8, 10, 16, 20), (1, 2, 3, 4, 5, 8)):
+        horizon = 40
+        chosen = np.arange(horizon * num_envs)[fisher_rows(horizon * num_envs, num_envs, every)]
+        assert abs(len(chosen) - horizon * num_envs / every) < num_envs
+        by_environment = np.bincount(chosen % num_envs, minlength=num_envs)
+        assert by_environment.max() - by_environment.min() <= 1, (num_envs, every)
+        first, last = chosen.min() // num_envs, chosen.max() // num_envs
+        assert first < every
+        assert last >= horizon - every
+    # Where the flat order mixes environments by itself it stays what it was.
+    np.testing.assert_array_equal(np.arange(1024)[fisher_rows(1024, 16, 5)], np.arange(0, 1024, 5))
 
 
 @pytest.mark.parametrize(

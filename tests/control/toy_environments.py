@@ -126,3 +126,28 @@ class CopyDict(Copy):
 
 gym.register("CopyDict-v0", entry_point=CopyDict)
 gym.register("Faulty-v0", entry_point=Faulty)
+
+
+class Reach(gym.Env):
+    """Pays minus the squared distance between the action and a fixed target; 16 steps each.
+
+    Its bounds, [0, 1] and [-5, 10], are the units of two quantities that are measured differently.
+    """
+
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+    action_space = spaces.Box(np.array([0.0, -5.0]), np.array([1.0, 10.0]), dtype=np.float64)
+    target = np.array([0.8, 7.0])
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.left = 16
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        self.left -= 1
+        reward = -float(((action - self.target) ** 2).sum())
+        return np.zeros(2, np.float32), reward, False, self.left == 0, {}
+
+
+gym.register("Reach-v0", entry_point=Reach)

@@ -14,6 +14,7 @@ from tether.arguments import options_from, parse, peek, print_json, read_toml, s
 from tether.control import training
 from tether.control.evaluation import EVALUATION_SEED
 from tether.control.methods import METHODS
+from tether.control.named_objects import named_object
 from tether.errors import UserError
 from tether.learning.methods import find_method
 from tether.learning.seeds import Seeds, is_seeds_folder, parse_seeds, runs_in, train_seeds
@@ -37,6 +38,8 @@ class TrainOptions:
     """Folder of the run (new or empty); runs/METHOD-ENV-SEED-TIME if not given."""
     init_from: Path | None = None
     """Another run, of equal spaces and network, whose policy to begin with."""
+    network: str | None = None
+    """Your own network for policy and critic, as module:object, in place of the built-in one."""
     config: Path | None = None
     """TOML file with settings; options on the command line win."""
     env_kwargs: str = "{}"
@@ -81,6 +84,7 @@ def train(arguments: Sequence[str]) -> None:
         "total_steps": options.total_steps,
         "out": options.out,
         "init_from": options.init_from,
+        "network": named_object("--network", options.network),
         "env_kwargs": kwargs,
         "threads": options.threads,
         "checkpoint_every": options.checkpoint_every,
@@ -116,6 +120,11 @@ class EvaluateOptions:
 
     run: tyro.conf.Positional[Path]
     """The run's folder, or a folder of several seeds."""
+    env: str | None = None
+    """The environment to evaluate in; the run's own if not given. One whose id is module:Id must be
+    given: only modules that are named here are imported."""
+    network: str | None = None
+    """The run's own network again, as module:object, where it has one."""
     episodes: int = 20
     """How many episodes."""
     seed: int = EVALUATION_SEED
@@ -133,6 +142,7 @@ class EvaluateOptions:
 def evaluate(arguments: Sequence[str]) -> None:
     """`tether evaluate RUN`."""
     options = parse(EvaluateOptions, arguments, prog="tether evaluate")
+    network = named_object("--network", options.network)
     runs = runs_in([options.run])
     if is_seeds_folder(options.run):
         for option, value in (("--video", options.video), ("--record", options.record)):
@@ -145,8 +155,8 @@ def evaluate(arguments: Sequence[str]) -> None:
         from tether.control.video import film
 
         # First, so that a film that fails leaves no recording in the way of the next attempt.
-        film(options.run, options.video, seed=options.seed)
-    results = [_evaluate_one(run, options) for run in runs]
+        film(options.run, options.video, seed=options.seed, env=options.env, network=network)
+    results = [_evaluate_one(run, options, network) for run in runs]
     if not is_seeds_folder(options.run):
         if options.json:
             print_json(results[0])
@@ -164,12 +174,14 @@ def evaluate(arguments: Sequence[str]) -> None:
         )
 
 
-def _evaluate_one(run: Path, options: EvaluateOptions) -> dict[str, Any]:
+def _evaluate_one(run: Path, options: EvaluateOptions, network: Any) -> dict[str, Any]:
     evaluation = training.evaluate_run(
         run,
         episodes=options.episodes,
         seed=options.seed,
         deterministic=not options.sampled,
+        env=options.env,
+        network=network,
         record=options.record,
     )
     result: dict[str, Any] = {"run": str(run), **evaluation.summary()}

@@ -7,11 +7,24 @@ import inspect
 import json
 import threading
 from collections.abc import Callable, Hashable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tether.control.policy import PolicySpec
 
 T = TypeVar("T")
+
+
+class _Same:
+    """A network of the user's own, equal to nothing but itself: it need not be hashable."""
+
+    def __init__(self, network: Any) -> None:
+        self.network = network
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, _Same) and self.network is other.network
+
+    def __hash__(self) -> int:
+        return id(self.network)
 
 
 def share(build: Callable[..., T]) -> Callable[..., T]:
@@ -25,8 +38,8 @@ def share(build: Callable[..., T]) -> Callable[..., T]:
     """
 
     @functools.lru_cache(maxsize=32)
-    def built(config: Hashable, spec_json: str, *more: Hashable) -> T:
-        return build(config, PolicySpec.from_json(json.loads(spec_json)), *more)
+    def built(config: Hashable, spec_json: str, own: _Same, *more: Hashable) -> T:
+        return build(config, PolicySpec.from_json(json.loads(spec_json), own.network), *more)
 
     building, signature = threading.Lock(), inspect.signature(build)
 
@@ -37,6 +50,7 @@ def share(build: Callable[..., T]) -> Callable[..., T]:
         arguments.apply_defaults()
         with building:
             # Spaces cannot be hashed, their JSON can.
-            return built(config, json.dumps(spec.to_json()), *arguments.args[2:])
+            own = _Same(spec.own_network)
+            return built(config, json.dumps(spec.to_json()), own, *arguments.args[2:])
 
     return shared

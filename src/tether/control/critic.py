@@ -17,14 +17,17 @@ from pydantic import Field, model_validator
 
 from tether import objectives
 from tether.control.compilation import share
+from tether.control.device import jit, on_cpu
 from tether.control.learner import OnPolicyConfig
-from tether.control.networks import Network, forward, init_network
+from tether.control.networks import forward
 from tether.control.optimizer import adam, descend, moments_from_state, moments_to_state
-from tether.control.policy import PolicySpec, network_from_state, network_to_state
+from tether.control.parameters import network_from_state, network_to_state
+from tether.control.policy import PolicySpec
 from tether.control.rollout import Rollout
 from tether.learning.learner import Metrics, State
 
 Array = Any
+Apply = Callable[[Any, Array], Array]
 
 ADAM_EPSILON = 1e-5
 """OpenAI Baselines' for every one of its methods."""
@@ -78,28 +81,29 @@ class Estimate(NamedTuple):
 
 def batch(rollout: Rollout) -> Data:
     """A rollout's arrays, flattened over time and environments."""
-    flat = rollout.reward.size
-    return Data(
-        observation=jnp.asarray(rollout.observation.reshape(flat, *rollout.observation.shape[2:])),
-        action=jnp.asarray(rollout.action.reshape(flat, *rollout.action.shape[2:])),
-        reward=jnp.asarray(rollout.reward),
-        terminated=jnp.asarray(rollout.terminated),
-        done=jnp.asarray(rollout.terminated | rollout.truncated),
-        last_observation=jnp.asarray(rollout.last_observation),
-        cut_observation=jnp.asarray(rollout.cut_observation),
-        cut_index=jnp.asarray(rollout.cut_index),
-    )
+    flat, observation, action = rollout.reward.size, rollout.observation, rollout.action
+    with on_cpu():
+        return Data(
+            observation=jnp.asarray(observation.reshape(flat, *observation.shape[2:])),
+            action=jnp.asarray(action.reshape(flat, *action.shape[2:])),
+            reward=jnp.asarray(rollout.reward),
+            terminated=jnp.asarray(rollout.terminated),
+            done=jnp.asarray(rollout.terminated | rollout.truncated),
+            last_observation=jnp.asarray(rollout.last_observation),
+            cut_observation=jnp.asarray(rollout.cut_observation),
+            cut_index=jnp.asarray(rollout.cut_index),
+        )
 
 
-def estimate(critic: Network, data: Data, gamma: float, lam: float) -> Estimate:
+def estimate(critic: Any, data: Data, gamma: float, lam: float, apply: Apply = forward) -> Estimate:
     """Values, advantages and targets of a rollout by GAE; see :func:`tether.objectives.gae`.
 
     A time limit and the end of the batch are worth what the critic says of the observation that
-    truly followed; a termination is worth nothing.
+    truly followed; a termination is worth nothing. `apply` is the critic's forward pass.
     """
-    value = forward(critic, data.observation)[:, 0]
-    last = forward(critic, data.last_observation)[:, 0]
-    cut = forward(critic, data.cut_observation)[:, 0]
+    value = apply(critic, data.observation)[:, 0]
+    last = apply(critic, data.last_observation)[:, 0]
+    cut = apply(critic, data.cut_observation)[:, 0]
     follows = jnp.concatenate([value[last.shape[0] :], last])
     follows = follows.at[data.cut_index].set(cut, mode="drop")
     shape = data.reward.shape
@@ -117,14 +121,15 @@ def estimate(critic: Network, data: Data, gamma: float, lam: float) -> Estimate:
 
 def fit_epoch(
     optimizer: optax.GradientTransformation,
-    critic: Network,
+    critic: Any,
     moments: Any,
     data: Data,
     first: Estimate,
     order: Array,
     rate: Array,
     value_epsilon: float | None = None,
-) -> tuple[Network, Any, dict[str, Array]]:
+    apply: Apply = forward,
+) -> tuple[Any, Any, dict[str, Array]]:
     """One pass of a critic over a batch, down the squared error to its targets.
 
     Args:
@@ -136,13 +141,14 @@ def fit_epoch(
         order: rows of minibatches, (M / B, B).
         rate: step size.
         value_epsilon: how far a value may move from `first`, or None.
+        apply: the critic's forward pass.
 
     Returns:
         Network, moments, and metrics averaged over the minibatches.
     """
 
-    def loss(critic: Network, rows: Array) -> tuple[Array, dict[str, Array]]:
-        value = forward(critic, data.observation[rows])[:, 0]
+    def loss(critic: Any, rows: Array) -> tuple[Array, dict[str, Array]]:
+        value = apply(critic, data.observation[rows])[:, 0]
         target = first.target[rows]
         if value_epsilon is None:
             error = objectives.value_loss(value, target)
@@ -174,8 +180,7 @@ class Critic:
 
     def __init__(self, rng: np.random.Generator, spec: PolicySpec, config: CriticConfig) -> None:
         self.config = config
-        shape = spec.observation_space.shape
-        self.network = init_network(rng, shape, config.hidden, 1, output_gain=1.0)
+        self.network = spec.init_network(rng, 1, output_gain=1.0)
         self._compiled = _compiled(config, spec)
         self._moments = self._compiled.optimizer.init(self.network)
 
@@ -207,27 +212,31 @@ class Critic:
 
     def restore(self, state: Any) -> None:
         """Undo :meth:`state`."""
-        self.network = network_from_state(state["network"])
+        self.network = network_from_state(state["network"], self.network)
         self._moments = moments_from_state(self._moments, state["moments"])
 
 
-explained_variance = jax.jit(objectives.explained_variance)
+explained_variance = jit(objectives.explained_variance)
 
 
 class _Compiled(NamedTuple):
     optimizer: optax.GradientTransformation
-    estimate: Callable[[Network, Data], Estimate]
-    epoch: Callable[..., tuple[Network, Any, dict[str, Array]]]
+    estimate: Callable[[Any, Data], Estimate]
+    epoch: Callable[..., tuple[Any, Any, dict[str, Array]]]
 
 
 @share
 def _compiled(config: CriticConfig, spec: PolicySpec) -> _Compiled:
     optimizer = adam(ADAM_EPSILON, None)
 
-    def judge(critic: Network, data: Data) -> Estimate:
-        return estimate(critic, data, config.gamma, config.lam)
+    apply = spec.network.apply
 
-    def epoch(*arguments: Any) -> tuple[Network, Any, dict[str, Array]]:
-        return fit_epoch(optimizer, *arguments)
+    def judge(critic: Any, data: Data) -> Estimate:
+        return estimate(critic, data, config.gamma, config.lam, apply)
 
-    return _Compiled(optimizer, jax.jit(judge), jax.jit(epoch))
+    def epoch(
+        critic: Any, moments: Any, data: Data, first: Estimate, order: Array, rate: Array
+    ) -> tuple[Any, Any, dict[str, Array]]:
+        return fit_epoch(optimizer, critic, moments, data, first, order, rate, apply=apply)
+
+    return _Compiled(optimizer, jit(judge), jit(epoch))

@@ -15,6 +15,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from tether import objectives
+from tether.control.action_units import BoundsMap
 from tether.errors import BadEnvironmentError
 
 Array = Any
@@ -140,12 +141,14 @@ class ActionHead(NamedTuple):
         outputs: how many numbers the network must put out.
         scales: how many log standard deviations go with them (0 unless the space is a Box).
         sizes: number of choices of each categorical component (empty unless discrete).
+        units: how the policy's actions become the environment's, or None where they are the same.
     """
 
     space: gym.Space[Any]
     outputs: int
     scales: int
     sizes: tuple[int, ...]
+    units: BoundsMap | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -178,11 +181,13 @@ class ActionHead(NamedTuple):
     def to_environment(self, action: np.ndarray) -> np.ndarray:
         """Stored actions (B, ...) as the environment wants them.
 
-        A Box action is clipped to its bounds here and only here: the policy keeps, and learns
-        from, the unclipped action whose density it knows.
+        A Box action is put into the environment's units and clipped to its bounds here and only
+        here: the policy keeps, and learns from, the unclipped action whose density it knows.
         """
         space = self.space
         if isinstance(space, gym.spaces.Box):
+            if self.units is not None:
+                action = self.units.to_environment(action)
             action = action.reshape(-1, *space.shape)
             clipped: np.ndarray = np.minimum(np.maximum(action, space.low), space.high)
             bounded: np.ndarray = clipped.astype(space.dtype)
@@ -205,21 +210,28 @@ class ActionHead(NamedTuple):
         :mod:`tether.control.demonstrations`.
         """
         rows: np.ndarray = action.reshape(len(action), -1)
+        if self.units is not None:
+            rows = self.units.from_environment(rows)
         if isinstance(self.space, gym.spaces.Discrete | gym.spaces.MultiDiscrete):
             rows = rows - np.ravel(self.space.start)
         stored: np.ndarray = rows.astype(self.dtype)
         return stored
 
 
-def action_head(space: gym.Space[Any]) -> ActionHead:
+def action_head(space: gym.Space[Any], *, scale_actions: bool = False) -> ActionHead:
     """The head for a Box, Discrete, MultiDiscrete or MultiBinary space.
+
+    Args:
+        space: the action space of one environment.
+        scale_actions: whether a Box's finite bounds are -1 and 1 to the policy; see
+            :mod:`tether.control.action_units`.
 
     Raises:
         BadEnvironmentError: for any other space.
     """
     if isinstance(space, gym.spaces.Box):
         n = int(np.prod(space.shape))
-        return ActionHead(space, n, n, ())
+        return ActionHead(space, n, n, (), BoundsMap.of(space) if scale_actions else None)
     if isinstance(space, gym.spaces.Discrete):
         return ActionHead(space, int(space.n), 0, (int(space.n),))
     if isinstance(space, gym.spaces.MultiDiscrete):

@@ -29,7 +29,7 @@ class OnPolicyConfig(PolicyConfig):
     lam: float = Field(0.95, ge=0, le=1)
     """GAE's lambda. 1 is the Monte-Carlo advantage, 0 the one-step TD error (usual: 0.9-0.98)."""
     hidden: tuple[PositiveInt, ...] = (64, 64)
-    """Widths of the tanh layers of the policy and of the value network, which are separate."""
+    """Widths of the hidden layers of the policy and the value network, which are separate."""
     normalize_reward: bool = True
     """Divide rewards by the running standard deviation of the discounted return."""
     stagger: bool = True

@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from tether.errors import BadEnvironmentError
 
 Array = Any  # numpy.ndarray or jax.Array: the forward pass accepts either
+
+
+Activation = Literal["tanh", "relu", "leaky_relu", "elu", "silu", "gelu"]
+"""Names of the functions between dense layers, as JAX and PyTorch call them."""
 
 
 class Layer(NamedTuple):
@@ -101,21 +105,40 @@ def init_network(
     return Network(tuple(convolutions), tuple(dense))
 
 
-def forward(network: Network, observation: Array) -> Array:
-    """Outputs of `network` for a batch: (B, D) or (B, H, W, C) uint8 -> (B, outputs), float32."""
+def forward(network: Network, observation: Array, activation: Activation = "tanh") -> Array:
+    """Outputs of `network` for a batch: (B, D) or (B, H, W, C) uint8 -> (B, outputs), float32.
+
+    `activation` follows every hidden dense layer; convolutions are followed by ReLU.
+    """
     if isinstance(observation, np.ndarray) and not network.convolutions:
-        tanh: Any = np.tanh
+        xp: Any = np
     else:
         from jax import numpy as jnp
 
-        tanh = jnp.tanh
-    x = observation
+        xp = jnp
+    x, bend = observation, _ACTIVATIONS[activation]
     if network.convolutions:
         x = encode(network.convolutions, x)
     for weight, bias in network.dense[:-1]:
-        x = tanh(x @ weight + bias)
+        x = bend(xp, x @ weight + bias)
     weight, bias = network.dense[-1]
     return x @ weight + bias
+
+
+def _gelu(xp: Any, x: Array) -> Array:
+    # The approximation by tanh of Hendrycks and Gimpel (2016): NumPy has no error function.
+    return 0.5 * x * (1.0 + xp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+
+
+_ACTIVATIONS: dict[Activation, Callable[[Any, Array], Array]] = {
+    "tanh": lambda xp, x: xp.tanh(x),
+    "relu": lambda xp, x: xp.maximum(x, 0.0),
+    "leaky_relu": lambda xp, x: xp.maximum(x, 0.01 * x),
+    "elu": lambda xp, x: xp.where(x > 0, x, xp.expm1(xp.minimum(x, 0.0))),
+    # x sigmoid(x), with a sigmoid that cannot overflow.
+    "silu": lambda xp, x: 0.5 * x * (1.0 + xp.tanh(0.5 * x)),
+    "gelu": _gelu,
+}
 
 
 def _convolutions_for(shape: tuple[int, ...]) -> tuple[tuple[int, int, int], ...]:

@@ -45,7 +45,7 @@ def descend(
     (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(parameters)
     update, moments = optimizer.update(gradient, moments, parameters)
     parameters = jax.tree.map(lambda p, u: p - rate * u, parameters, update)
-    return parameters, moments, metrics, optax.global_norm(gradient)
+    return parameters, moments, metrics, optax.tree.norm(gradient)
 
 
 def moments_to_state(moments: Any) -> State:

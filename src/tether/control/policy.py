@@ -2,37 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
 
 import gymnasium as gym
 import numpy as np
 
+from tether.control.architectures import (
+    Perceptron,
+    PolicyNetwork,
+    acting,
+    check_network,
+    given_network,
+    network_name,
+)
 from tether.control.distributions import ActionHead, Distribution, action_head
-from tether.control.envs.spaces import flatten_observation, policy_space
+from tether.control.envs.spaces import policy_space
 from tether.control.envs.spaces_json import space_from_json, space_to_json
-from tether.control.networks import Layer, Network, forward, init_network
+from tether.control.networks import Activation
 from tether.control.normalization import ObservationNormalizer
-from tether.errors import UserError
+from tether.control.observations import flat_observations
+from tether.control.parameters import (
+    PolicyParameters,
+    network_leaves,
+    numpy_parameters,
+    parameters_from_state,
+    parameters_to_state,
+)
+from tether.errors import RunError, UserError
+from tether.learning.storage.checkpoint import load_checkpoint, save_checkpoint
 
 Array = Any
 
-
-class PolicyParameters(NamedTuple):
-    """What learning moves: the network and, for Box actions, log standard deviations (A,)."""
-
-    network: Network
-    log_std: Array
+FILE_KIND = "policy"
+"""What the facts in a file of :meth:`Policy.save` say it is."""
 
 
 class PolicySpec(NamedTuple):
-    """What a policy maps from and to: enough to rebuild it without its environment."""
+    """What a policy maps from and to: enough to rebuild it without its environment.
+
+    Attributes:
+        source_space: the environment's own observation space.
+        observation_space: what the network sees of it.
+        head: how the network's outputs become actions.
+        hidden: widths of the built-in network's dense layers.
+        normalize: whether observations are normalized.
+        activation: the function between them.
+        scale_actions: whether a Box's finite bounds are -1 and 1 to the policy.
+        own_network: the user's network in place of the built-in one, or None.
+    """
 
     source_space: gym.Space[Any]
     observation_space: gym.spaces.Box
     head: ActionHead
     hidden: tuple[int, ...]
     normalize: bool
+    activation: Activation = "tanh"
+    scale_actions: bool = False
+    own_network: PolicyNetwork | None = None
 
     @classmethod
     def of(
@@ -41,48 +69,105 @@ class PolicySpec(NamedTuple):
         action_space: gym.Space[Any],
         hidden: tuple[int, ...],
         normalize: bool,
+        *,
+        activation: Activation = "tanh",
+        scale_actions: bool = False,
+        network: PolicyNetwork | None = None,
     ) -> PolicySpec:
-        """The spec for an environment's own spaces; images are never normalized."""
+        """The spec for an environment's own spaces; images are never normalized.
+
+        Raises:
+            UserError: `network` does not keep its promises; see
+                :class:`tether.control.architectures.PolicyNetwork`.
+        """
         space = policy_space(source_space)
         vector = len(space.shape) == 1
-        return cls(source_space, space, action_head(action_space), hidden, normalize and vector)
+        head = action_head(action_space, scale_actions=scale_actions)
+        own = given_network(network)
+        if own is not None:
+            check_network(own, space.shape, _seen_dtype(space), head.outputs)
+        seen = normalize and vector
+        return cls(source_space, space, head, hidden, seen, activation, scale_actions, own)
+
+    @property
+    def network(self) -> PolicyNetwork:
+        """The network of the policy and of its critic: the user's own, or the built-in one."""
+        if self.own_network is not None:
+            return self.own_network
+        return Perceptron(self.hidden, self.activation)
 
     def to_json(self) -> dict[str, Any]:
         """The spec as JSON-able values."""
+        own = {} if self.own_network is None else {"network": network_name(self.own_network)}
         return {
             "observation_space": space_to_json(self.source_space),
             "action_space": space_to_json(self.head.space),
             "hidden": list(self.hidden),
             "normalize": self.normalize,
+            "activation": self.activation,
+            "scale_actions": self.scale_actions,
+            **own,
         }
 
     @classmethod
-    def from_json(cls, spec: dict[str, Any]) -> PolicySpec:
-        """Undo :meth:`to_json`."""
+    def from_json(cls, spec: dict[str, Any], network: Any = None) -> PolicySpec:
+        """Undo :meth:`to_json`.
+
+        Args:
+            spec: the JSON-able values.
+            network: the user's network, where the policy has one: code is never saved.
+
+        Raises:
+            UserError: the policy has a network of the user's own and it is not given, or it has
+                none and one is.
+        """
+        recorded = spec.get("network")
+        if recorded is not None and network is None:
+            raise UserError(
+                f"this policy has its own network, {recorded}, which no file can hold; pass the "
+                "same object as network= (on the command line --network module:object)"
+            )
+        if recorded is None and network is not None:
+            raise UserError(
+                "this policy has the built-in network; leave network= out to go on with it"
+            )
+        activation = spec.get("activation", "tanh")  # absent from the first records
+        if activation not in get_args(Activation):
+            raise UserError(
+                f"the policy's activation is {activation!r}; expected one of "
+                f"{', '.join(get_args(Activation))}"
+            )
         return cls.of(
             space_from_json(spec["observation_space"]),
             space_from_json(spec["action_space"]),
             tuple(int(width) for width in spec["hidden"]),
             bool(spec["normalize"]),
+            activation=activation,
+            scale_actions=bool(spec.get("scale_actions", False)),  # likewise
+            network=network,
         )
 
     def init(self, rng: np.random.Generator, log_std: float) -> PolicyParameters:
         """Fresh parameters; `log_std` is the initial log standard deviation of every Box action."""
-        network = init_network(
-            rng, self.observation_space.shape, self.hidden, self.head.outputs, output_gain=0.01
-        )
+        network = self.init_network(rng, self.head.outputs, output_gain=0.01)
         return PolicyParameters(network, np.full(self.head.scales, log_std, np.float32))
+
+    def init_network(self, rng: np.random.Generator, outputs: int, output_gain: float) -> Any:
+        """Fresh parameters of a network of this kind that sees the policy's observations."""
+        return self.network.init(rng, self.observation_space.shape, outputs, output_gain)
 
     def distribution(self, parameters: PolicyParameters, observation: Array) -> Distribution:
         """pi(.|s) for a batch of normalized observations, in NumPy or JAX."""
-        return self.head.distribution(forward(parameters.network, observation), parameters.log_std)
+        return self.head.distribution(
+            self.network.apply(parameters.network, observation), parameters.log_std
+        )
 
 
 class Policy:
     """A policy ready to act.
 
-    `predict` follows the convention of Stable-Baselines3: one observation in, one action out, or
-    a batch in and a batch out.
+    One observation in, one action out, or a batch in and a batch out.
+    :func:`tether.as_sb3` gives it the interface of a Stable-Baselines3 model.
     """
 
     def __init__(
@@ -94,6 +179,10 @@ class Policy:
         self.spec = spec
         self.normalizer = normalizer
         self.parameters = parameters
+        space = spec.observation_space
+        self._outputs = acting(
+            spec.network, self._parameters.network, space.shape, _seen_dtype(space)
+        )
 
     @property
     def parameters(self) -> PolicyParameters:
@@ -103,19 +192,11 @@ class Policy:
     @parameters.setter
     def parameters(self, parameters: PolicyParameters) -> None:
         self._parameters = numpy_parameters(parameters)
-        if self._parameters.network.convolutions and not hasattr(self, "_image_outputs"):
-            import jax
-
-            self._image_outputs: Callable[..., Any] = jax.jit(forward)
 
     def distribution(self, observation: np.ndarray) -> Distribution:
         """pi(.|s) for a batch of normalized observations, NumPy in and out."""
         network, log_std = self._parameters
-        if network.convolutions:
-            outputs = np.asarray(self._image_outputs(network, observation))
-        else:
-            outputs = forward(network, observation)
-        return self.spec.head.distribution(outputs, log_std)
+        return self.spec.head.distribution(self._outputs(network, observation), log_std)
 
     def normalize(self, observation: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Flattened observations (B, ...) as the network takes them."""
@@ -134,9 +215,14 @@ class Policy:
     ) -> np.ndarray:
         """The action for `observation`.
 
+        Unlike `predict` of Stable-Baselines3 it returns the action alone, without a recurrent
+        state, takes the most probable action unless told otherwise, and samples from a generator of
+        the caller's; :func:`tether.as_sb3` is the other way around.
+
         Args:
-            observation: one observation of the environment's own space (dictionaries too), or a
-                batch of them stacked along a first axis (arrays only).
+            observation: one observation of the environment's own space (lists and dictionaries
+                too), or a batch of them: arrays or lists with a further first axis, dictionaries of
+                such arrays, or a list of observations.
             deterministic: the most probable action; else a sample.
             rng: source of the sample's noise; required when not deterministic.
 
@@ -144,27 +230,10 @@ class Policy:
             One action of the action space, or a batch of them.
 
         Raises:
-            UserError: the observation's shape fits neither one observation nor a batch.
+            UserError: the observation fits neither one observation nor a batch, or it holds NaN or
+                infinity.
         """
-        source, space = self.spec.source_space, self.spec.observation_space
-        batched = (
-            isinstance(observation, np.ndarray)
-            and source.shape is not None
-            and observation.ndim == len(source.shape) + 1
-        )
-        rows = observation if batched else [observation]
-        try:
-            flat = np.stack([flatten_observation(source, row) for row in rows])
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise UserError(
-                f"observation does not fit {source}: {error}; pass one observation of that space "
-                "or a batch stacked along a first axis"
-            ) from None
-        if flat.shape[1:] != space.shape:
-            raise UserError(
-                f"observation has shape {np.shape(observation)}; expected {source.shape} or "
-                f"(batch, *{source.shape})"
-            )
+        flat, batched = flat_observations(self.spec.source_space, observation)
         distribution = self.distribution(self.normalize(flat))
         if deterministic:
             action = distribution.mode()
@@ -176,6 +245,49 @@ class Policy:
             action = distribution.sample(self.spec.head.noise(rng, (len(flat),)))
         actions = self.spec.head.to_environment(action)
         return actions if batched else actions[0]
+
+    def save(self, path: str | Path) -> Path:
+        """Write the policy to one file, which :meth:`load` and :func:`tether.load` read.
+
+        It is a safetensors file sealed by a checksum, without pickle, that holds the parameters,
+        the normalization and the spaces. A network of the user's own is not in it.
+
+        Args:
+            path: the file, usually ``name.safetensors``; an older one is replaced.
+
+        Returns:
+            The path.
+
+        Raises:
+            RunError: the file cannot be written.
+        """
+        path = Path(path)
+        if path.is_dir():
+            raise RunError(f"cannot save the policy to {path}: it is a folder; expected a file")
+        save_checkpoint(path, self.state(), {"kind": FILE_KIND, "policy": self.spec.to_json()})
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path, *, network: Any = None) -> Policy:
+        """Read a policy that :meth:`save` wrote.
+
+        Args:
+            path: the file.
+            network: the user's network, where the policy has one of its own.
+
+        Raises:
+            RunError: the file is missing, damaged, or not one of a policy.
+            UserError: `network` is missing or does not fit.
+        """
+        state, info = load_checkpoint(path)
+        if info.get("kind") != FILE_KIND:
+            raise RunError(
+                f"{path} is not a policy saved by policy.save; to load a run's policy, give the "
+                "run's folder"
+            )
+        recorded: Any = info["policy"]
+        saved: Any = state
+        return cls.from_state(PolicySpec.from_json(recorded, network), saved)
 
     def state(self) -> dict[str, Any]:
         """Parameters and normalization as a nested dictionary of arrays."""
@@ -191,49 +303,24 @@ class Policy:
         if state["normalizer"] is not None:
             normalizer = ObservationNormalizer(spec.observation_space.shape)
             normalizer.restore(state["normalizer"])
-        return cls(spec, parameters_from_state(state["parameters"]), normalizer)
+        like = None
+        if spec.own_network is not None:
+            like = spec.init(np.random.default_rng(0), 0.0)
+        return cls(spec, parameters_from_state(state["parameters"], like), normalizer)
+
+    def fingerprint(self) -> str:
+        """A SHA-256 over the policy's numbers."""
+        digest = hashlib.sha256()
+        network, log_std = self.parameters
+        arrays = [*network_leaves(network), log_std]
+        if self.normalizer is not None:
+            moments = self.normalizer.moments
+            arrays += [moments.mean, moments.variance]
+        for array in arrays:
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
 
-def numpy_parameters(parameters: PolicyParameters) -> PolicyParameters:
-    """The same parameters as NumPy arrays."""
-    network, log_std = parameters
-    return PolicyParameters(numpy_network(network), np.asarray(log_std))
-
-
-def numpy_network(network: Network) -> Network:
-    """The same network as NumPy arrays."""
-    convolutions, dense = (
-        tuple(Layer(np.asarray(layer.weight), np.asarray(layer.bias)) for layer in layers)
-        for layers in network
-    )
-    return Network(convolutions, dense)
-
-
-def network_to_state(network: Network) -> dict[str, Any]:
-    """A network as nested dictionaries of NumPy arrays."""
-    return {
-        kind: {str(i): layer._asdict() for i, layer in enumerate(layers)}
-        for kind, layers in numpy_network(network)._asdict().items()
-    }
-
-
-def network_from_state(state: dict[str, Any]) -> Network:
-    """Undo :func:`network_to_state`."""
-    convolutions, dense = (
-        tuple(Layer(**state[kind][str(i)]) for i in range(len(state[kind])))
-        for kind in Network._fields
-    )
-    return Network(convolutions, dense)
-
-
-def parameters_to_state(parameters: PolicyParameters) -> dict[str, Any]:
-    """Policy parameters as nested dictionaries of NumPy arrays."""
-    return {
-        "network": network_to_state(parameters.network),
-        "log_std": np.asarray(parameters.log_std),
-    }
-
-
-def parameters_from_state(state: dict[str, Any]) -> PolicyParameters:
-    """Undo :func:`parameters_to_state`."""
-    return PolicyParameters(network_from_state(state["network"]), state["log_std"])
+def _seen_dtype(space: gym.spaces.Box) -> Any:
+    """Type of what the network sees: images as they are, vectors as float32."""
+    return space.dtype if len(space.shape) == 3 else np.dtype(np.float32)

@@ -10,7 +10,8 @@ from jax import numpy as jnp
 
 from tether import objectives
 from tether.control.critic import Data
-from tether.control.policy import PolicyParameters, PolicySpec
+from tether.control.parameters import PolicyParameters
+from tether.control.policy import PolicySpec
 
 Array = Any
 

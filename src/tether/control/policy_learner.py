@@ -14,8 +14,11 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import PositiveInt
 
+from tether.control.architectures import PolicyNetwork, network_name
+from tether.control.device import on_cpu
 from tether.control.envs import VectorEnv
 from tether.control.envs.spaces_json import space_in_words
+from tether.control.networks import Activation
 from tether.control.normalization import ObservationNormalizer
 from tether.control.policy import Policy, PolicySpec
 from tether.errors import NonFiniteError, UserError
@@ -30,11 +33,15 @@ class PolicyConfig(Config):
     """Settings of every policy."""
 
     hidden: tuple[PositiveInt, ...] = (64, 64)
-    """Widths of the policy's tanh layers."""
+    """Widths of the hidden layers of the policy."""
+    activation: Activation = "tanh"
+    """Function between the layers of the policy and of its critic."""
     initial_log_std: float = -1.0
     """Log standard deviation every Box action starts with. Raising it explores more."""
     normalize_observation: bool = True
     """Normalize observations by their running mean and standard deviation."""
+    scale_actions: bool = True
+    """Measure Box actions in units in which their finite bounds are -1 and 1."""
 
 
 class PolicyLearner(ABC):
@@ -47,6 +54,7 @@ class PolicyLearner(ABC):
         total_steps: steps the run is meant to take, for schedules.
         initial: a policy to begin with, of equal spaces and network; its parameters and the
             statistics of its normalization are copied, and the statistics stay as they are.
+        network: the user's own network for policy and critic, in place of the built-in one.
     """
 
     config: PolicyConfig
@@ -61,6 +69,7 @@ class PolicyLearner(ABC):
         seed: int,
         total_steps: int,
         initial: Policy | None = None,
+        network: PolicyNetwork | None = None,
     ) -> None:
         self.config = config
         self.env = env
@@ -73,6 +82,9 @@ class PolicyLearner(ABC):
             env.action_space,
             config.hidden,
             config.normalize_observation,
+            activation=config.activation,
+            scale_actions=config.scale_actions,
+            network=network,
         )
         normalizer = (
             ObservationNormalizer(self.spec.observation_space.shape)
@@ -88,7 +100,8 @@ class PolicyLearner(ABC):
                 # outweighed within some batches, and the policy undone without a single update.
                 normalizer.fixed = True
         self._episodes = RecentEpisodes()
-        self._begin(seed, weights)
+        with on_cpu():
+            self._begin(seed, weights)
 
     @abstractmethod
     def _begin(self, seed: int, weights: np.random.Generator) -> None:
@@ -201,6 +214,19 @@ def check_finite(
             )
 
 
+def check_own_network(network: Any, config: PolicyConfig, usual: PolicyConfig) -> None:
+    """Raise if settings of the built-in network are changed where the user's own takes its place.
+
+    Raises:
+        UserError: it names the setting.
+    """
+    given = [n for n in ("hidden", "activation") if getattr(config, n) != getattr(usual, n)]
+    if network is not None and given:
+        raise UserError(
+            f"{given[0]} describes the built-in network, and network= replaces it; leave one out"
+        )
+
+
 def check_same_policy(theirs: PolicySpec, ours: PolicySpec) -> None:
     """Raise unless a policy of `theirs` can go on as one of `ours`.
 
@@ -216,7 +242,27 @@ def check_same_policy(theirs: PolicySpec, ours: PolicySpec) -> None:
                 f"the policy to begin with has the {name} {space_in_words(other)}, this "
                 f"environment {space_in_words(own)}; expected equal spaces"
             )
-    if theirs.hidden != ours.hidden:
+    if theirs.head.units != ours.head.units:
+        scales = "scales actions to their bounds" if theirs.head.units else "does not scale actions"
+        raise UserError(
+            f"the policy to begin with {scales}; give "
+            f"--{'' if theirs.head.units else 'no-'}scale-actions"
+        )
+    if theirs.own_network is not ours.own_network:
+        their_network, our_network = (
+            "the built-in network" if spec.own_network is None else network_name(spec.own_network)
+            for spec in (theirs, ours)
+        )
+        raise UserError(
+            f"the policy to begin with has {their_network}, this training "
+            f"{our_network}; expected the same network"
+        )
+    if ours.own_network is None and theirs.activation != ours.activation:
+        raise UserError(
+            f"the policy to begin with has the activation {theirs.activation}, this training "
+            f"{ours.activation}; give --activation {theirs.activation}"
+        )
+    if ours.own_network is None and theirs.hidden != ours.hidden:
         raise UserError(
             f"the policy to begin with has hidden layers {theirs.hidden}, this training "
             f"{ours.hidden}; give --hidden {' '.join(map(str, theirs.hidden))}"

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-import gymnasium as gym
-import numpy as np
-
+from tether.control.architectures import given_network
 from tether.control.demonstrations import Recorder
-from tether.control.envs import VectorEnv, make
+from tether.control.envs.protocol import VectorEnv
+from tether.control.envs.vector import EnvLike, count_of, make
 from tether.control.evaluation import EVALUATION_SEED, Evaluation, evaluate
 from tether.control.methods import METHODS
 from tether.control.policy import Policy, PolicySpec
-from tether.control.policy_learner import PolicyConfig, PolicyLearner
+from tether.control.policy_learner import PolicyConfig, PolicyLearner, check_own_network
+from tether.control.run_environment import (
+    adopt_num_envs,
+    default_threads,
+    drawn_seed,
+    recorded_settings,
+    run_environment,
+)
 from tether.errors import UserError
 from tether.learning.engine import Engine, Prepared, Trained, check_total_steps
 from tether.learning.learner import Learner
-from tether.learning.machine import cores
 from tether.learning.methods import Method, check_learner_class
 from tether.learning.run import Run
-
-EnvLike = str | gym.Env[Any, Any] | Callable[[], gym.Env[Any, Any]]
 
 
 @dataclass
@@ -87,6 +89,7 @@ class ControlEngine(Engine[PolicyLearner, TrainedPolicy]):
         total_steps: int = 1_000_000,
         seed: int | None = 0,
         init_from: str | Path | None = None,
+        network: Any = None,
         env_kwargs: Mapping[str, Any] | None = None,
         threads: int | None = None,
         config: PolicyConfig | None = None,
@@ -97,12 +100,17 @@ class ControlEngine(Engine[PolicyLearner, TrainedPolicy]):
         Args:
             method: one of :data:`tether.control.methods.METHODS`, or a class that derives from
                 :class:`tether.control.policy_learner.PolicyLearner`.
-            env: a Gymnasium id, an environment, or a function that makes one.
+            env: a Gymnasium id, an environment or a function that makes one, or a vector
+                environment (`gymnasium.vector.VectorEnv`, or one of :mod:`tether.control.envs`),
+                from which `num_envs` is taken.
             preset: "default" (what scores best) or "paper".
             total_steps: environment steps (behaviour cloning: pairs); rounded up to whole
                 iterations.
             seed: decides everything random; None draws one, which the run records.
             init_from: another run, of equal spaces and network, whose policy to begin with.
+            network: one's own network for the policy and its critic, in place of the built-in one;
+                see :class:`tether.control.architectures.PolicyNetwork`. It is not saved: `resume`,
+                `load` and `evaluate` ask for it again.
             env_kwargs: passed to `gymnasium.make`.
             threads: physics threads; every core up to 8 when not given. Results do not depend on
                 it.
@@ -115,17 +123,20 @@ class ControlEngine(Engine[PolicyLearner, TrainedPolicy]):
         name, kind = self.find(method)
         if env is None:
             raise UserError(f"{name} needs an environment; give env=, such as 'HalfCheetah-v5'")
-        seed = drawn_seed() if seed is None else seed
+        seed, network = drawn_seed(seed), given_network(network)
         check_budget(total_steps, seed)
-        config = config if config is not None else _configure(name, kind, preset, settings)
-        initial = load(init_from) if init_from is not None else None
+        if config is None:
+            adopted = adopt_num_envs(env, kind.config_class.model_fields, settings)
+            config = _configure(name, kind, preset, adopted)
+        check_own_network(network, config, _configure(name, kind, preset, {}))
+        initial = load(init_from, network=network) if init_from is not None else None
         world = make(
             env,
             kind.environments(config),
             threads=threads or default_threads(),
             **(env_kwargs or {}),
         )
-        learner = _build(kind, config, world, seed, total_steps, initial)
+        learner = _build(kind, config, world, seed, total_steps, initial, network)
         spec: dict[str, Any] = {
             "env": env if isinstance(env, str) else None,
             "env_name": world.id,
@@ -135,7 +146,7 @@ class ControlEngine(Engine[PolicyLearner, TrainedPolicy]):
         }
         if initial is not None:
             source = str(Path(str(init_from)).resolve())
-            spec["init_from"] = {"run": source, "policy": _fingerprint(initial)}
+            spec["init_from"] = {"run": source, "policy": initial.fingerprint()}
         return _prepared(name, learner, total_steps, seed, world.id, spec)
 
     def rebuild(  # type: ignore[override]
@@ -145,6 +156,7 @@ class ControlEngine(Engine[PolicyLearner, TrainedPolicy]):
         total_steps: int,
         method: type[Any] | None = None,
         env: EnvLike | None = None,
+        network: Any = None,
         threads: int | None = None,
     ) -> Prepared[PolicyLearner]:
         """Builds a run's environments and learner again.
@@ -153,17 +165,21 @@ class ControlEngine(Engine[PolicyLearner, TrainedPolicy]):
             run: the run.
             total_steps: the budget.
             method: the learner class, if the run was trained by one from outside tether.
-            env: the environment, needed only if the run was started from an object.
+            env: the environment, needed if the run was not started from the id of an environment
+                that is registered; see :func:`tether.control.run_environment.recorded_env`.
+            network: as in :meth:`prepare`, needed if the run was started with one.
             threads: as in :meth:`prepare`.
         """
         spec = run.spec
         seed = int(spec["seed"])
         check_budget(total_steps, seed)
         kind = self.find_again(run, method)
-        config = _configure(run.method, kind, spec["preset"], run.config)
-        initial = _initial_policy(run)
-        world = _environment(run, env, kind.environments(config), threads)
-        learner = _build(kind, config, world, seed, total_steps, initial)
+        network = given_network(network)
+        config = _configure(run.method, kind, spec["preset"], recorded_settings(run))
+        PolicySpec.from_json(spec["policy"], network)  # says so where the network does not fit
+        initial = _initial_policy(run, network)
+        world = run_environment(run, env, kind.environments(config), threads)
+        learner = _build(kind, config, world, seed, total_steps, initial, network)
         return _prepared(run.method, learner, total_steps, seed, world.id, {})
 
     def finished(self, prepared: Prepared[PolicyLearner], training: Trained) -> TrainedPolicy:
@@ -206,11 +222,14 @@ ENGINE = ControlEngine()
 train, resume, configure = ENGINE.train, ENGINE.resume, ENGINE.configure
 
 
-def load(run: str | Path) -> Policy:
-    """The policy in a run's newest checkpoint.
+def load(run: str | Path, *, network: Any = None) -> Policy:
+    """The policy in a run's newest checkpoint, or in a file of :meth:`Policy.save`.
 
-    Needs neither the environment nor, unless the policy looks at images, JAX.
+    Needs neither the environment nor, unless the policy looks at images, JAX. A policy with a
+    network of its user's own needs that as `network`.
     """
+    if Path(run).is_file():
+        return Policy.load(run, network=network)
     opened = Run.open(run)
     if "policy" not in opened.spec:
         raise UserError(
@@ -218,7 +237,7 @@ def load(run: str | Path) -> Policy:
             f"environment; a language model answers: tether generate {run} --prompt ..."
         )
     state: Any = opened.load()
-    return Policy.from_state(PolicySpec.from_json(opened.spec["policy"]), state["policy"])
+    return Policy.from_state(PolicySpec.from_json(opened.spec["policy"], network), state["policy"])
 
 
 def evaluate_run(
@@ -228,6 +247,7 @@ def evaluate_run(
     seed: int = EVALUATION_SEED,
     deterministic: bool = True,
     env: EnvLike | None = None,
+    network: Any = None,
     record: str | Path | None = None,
 ) -> Evaluation:
     """Evaluate a run's policy in its own environment; see :mod:`tether.control.evaluation`.
@@ -235,9 +255,9 @@ def evaluate_run(
     `record` is a folder, new or empty, that keeps the episodes as demonstrations; see
     :mod:`tether.control.demonstrations`.
     """
-    policy = load(run)
+    policy = load(run, network=network)
     recorder = Recorder(record) if record is not None else None
-    world = _environment(Run.open(run), env, max(1, min(episodes, 20)), None)
+    world = run_environment(Run.open(run), env, count_of(env, max(1, min(episodes, 20))), None)
     try:
         result = evaluate(
             policy,
@@ -261,16 +281,6 @@ def check_budget(total_steps: int, seed: int) -> None:
         raise UserError(f"seed is {seed}; expected 0 to {2**31 - 1}, or None to draw one")
 
 
-def drawn_seed() -> int:
-    """A seed from the operating system's randomness."""
-    return int(np.random.SeedSequence().generate_state(1)[0]) >> 1
-
-
-def default_threads() -> int:
-    """Physics threads that suit this machine."""
-    return min(8, cores())
-
-
 def _configure(name: str, kind: Any, preset: str, settings: Mapping[str, Any]) -> PolicyConfig:
     if preset not in kind.presets:
         raise UserError(f"unknown preset {preset!r} of {name}; known: {', '.join(kind.presets)}")
@@ -285,10 +295,11 @@ def _build(
     seed: int,
     total_steps: int,
     initial: Policy | None,
+    network: Any,
 ) -> PolicyLearner:
     try:
         learner: PolicyLearner = kind(
-            config, world, seed=seed, total_steps=total_steps, initial=initial
+            config, world, seed=seed, total_steps=total_steps, initial=initial, network=network
         )
     except BaseException:
         world.close()
@@ -316,42 +327,18 @@ def _prepared(
     )
 
 
-def _environment(run: Run, env: EnvLike | None, num_envs: int, threads: int | None) -> VectorEnv:
-    source = env if env is not None else run.spec["env"]
-    if source is None:
-        raise UserError(
-            f"run {run.path} was made from a function, not a Gymnasium id; pass the same function "
-            "as env="
-        )
-    threads = threads if threads is not None else default_threads()
-    return make(source, num_envs, threads=threads, **run.spec["env_kwargs"])
-
-
-def _initial_policy(run: Run) -> Policy | None:
+def _initial_policy(run: Run, network: Any) -> Policy | None:
     """The policy a run began with, which it needs again if it died before its first checkpoint."""
     source = run.spec.get("init_from")
     if source is None or run.checkpoints():
         return None
-    policy = load(source["run"])
-    if _fingerprint(policy) != source["policy"]:
+    policy = load(source["run"], network=network)
+    if policy.fingerprint() != source["policy"]:
         raise UserError(
             f"run {run.path} has no checkpoint, and {source['run']}, whose policy it began with, "
             "has learnt since; start it again with tether train"
         )
     return policy
-
-
-def _fingerprint(policy: Policy) -> str:
-    """A SHA-256 over a policy's numbers."""
-    digest = hashlib.sha256()
-    network, log_std = policy.parameters
-    arrays = [a for layers in network for layer in layers for a in layer] + [log_std]
-    if policy.normalizer is not None:
-        moments = policy.normalizer.moments
-        arrays += [moments.mean, moments.variance]
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
 
 
 class _QuickHandOver:

@@ -7,6 +7,7 @@ import functools
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -18,8 +19,9 @@ import numpy as np
 from tether.control.envs.spaces import flatten_observation
 from tether.control.envs.vector import make_one
 from tether.control.policy import Policy
+from tether.control.run_environment import recorded_env
 from tether.control.training import load
-from tether.errors import UserError
+from tether.errors import BadEnvironmentError, UserError
 from tether.learning.run import Run
 
 
@@ -72,7 +74,7 @@ def record_video(
     """
     if path.suffix != ".mp4":
         raise UserError(f"the film would go to {path}; expected a name that ends in .mp4")
-    world = make_one(env, render_mode="rgb_array", **(env_kwargs or {}))
+    world = _drawn(env, env_kwargs or {})
     fps = int(world.metadata.get("render_fps") or 30)
     _prepare_scene(world)
     # Films faster than a screen shows only cost time: keep every k-th frame at the same speed.
@@ -94,15 +96,43 @@ def record_video(
     return path
 
 
-def film(run: str | Path, path: Path, *, seed: int, frames: int = 500) -> Path:
-    """Film a run's policy in the run's own environment; see :func:`record_video`."""
+def film(
+    run: str | Path,
+    path: Path,
+    *,
+    seed: int,
+    frames: int = 500,
+    env: str | None = None,
+    network: Any = None,
+) -> Path:
+    """Film a run's policy in its own environment, or in `env`; see :func:`record_video`."""
     opened = Run.open(run)
-    env = opened.spec["env"]
-    if env is None:
+    if env is None and opened.spec["env"] is None:
         raise UserError(f"run {run} was made from a function, which a film cannot make again")
     return record_video(
-        load(run), env, path, seed=seed, frames=frames, env_kwargs=opened.spec["env_kwargs"]
+        load(run, network=network),
+        env if env is not None else recorded_env(opened),
+        path,
+        seed=seed,
+        frames=frames,
+        env_kwargs=opened.spec["env_kwargs"],
     )
+
+
+def _drawn(env: str, env_kwargs: dict[str, Any]) -> gym.Env[Any, Any]:
+    """The environment in the mode that gives pictures."""
+    try:
+        with warnings.catch_warnings():
+            # What Gymnasium warns of here is either no obstacle or told in one line below.
+            warnings.filterwarnings("ignore", ".*render_mode")
+            return make_one(env, render_mode="rgb_array", **env_kwargs)
+    except BadEnvironmentError as error:
+        if isinstance(error.__cause__, TypeError) and "render_mode" in str(error.__cause__):
+            raise UserError(
+                f"{env} cannot be filmed: it does not take render_mode; let its __init__ take "
+                "render_mode and its render() return an array (height, width, 3) of uint8"
+            ) from error
+        raise
 
 
 def _frames(
@@ -154,7 +184,13 @@ def _render(world: gym.Env[Any, Any]) -> np.ndarray:
             f"{_first_line(error)}; install EGL or OSMesa (Debian: libegl1 or libosmesa6) and set "
             "MUJOCO_GL=egl or MUJOCO_GL=osmesa"
         ) from error
-    return np.asarray(frame)
+    if not isinstance(frame, np.ndarray) or frame.ndim != 3:
+        found = f"an array of shape {frame.shape}" if isinstance(frame, np.ndarray) else repr(frame)
+        raise UserError(
+            f"{type(world.unwrapped).__name__} cannot be filmed: render() returned {found[:80]}; "
+            "expected an array (height, width, 3) of uint8"
+        )
+    return frame
 
 
 def _write_mp4(path: Path, frames: Iterator[np.ndarray], fps: float) -> None:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from tether.errors import UserError
+from tether.learning.foreign_names import in_tethers_words
 
 
 class Config(BaseModel):
@@ -97,7 +98,7 @@ def _problem(model: type[BaseModel], problem: ErrorDetails) -> str:
         known = _known_keys(model, location[:-1])
         close = difflib.get_close_matches(str(location[-1]), known, n=1)
         mend = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
-        return f"unknown key {key!r}; {mend}"
+        return f"unknown key {key!r}; {in_tethers_words(str(location[-1]), known) or mend}"
     if problem["type"] == "missing":
         return f"the required key {key!r} is missing"
     message = problem["msg"]

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
+from typing import Any
 
 
-def cores() -> int:
-    """Processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def usable_cores() -> int:
+    """Cores that this process may use: macOS and Windows only know how many there are."""
+    affinity: Any = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
-def peak_memory_mb() -> float | None:
-    """The most memory this process has had, in MiB; None where the system does not say."""
+def peak_memory_mb() -> float:
+    """The most memory this process has held so far, in MiB; 0 where that cannot be known."""
     try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts in KiB, macOS in bytes.
-    return float(peak) / (1024**2 if sys.platform == "darwin" else 1024)
+        resource: Any = importlib.import_module("resource")
+    except ImportError:  # Windows
+        return 0.0
+    peak = float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    # In bytes on macOS, in KiB elsewhere.
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

@@ -237,7 +237,7 @@ def test_unknown_and_broken_ids_give_one_line():
         "CartPole-v7": "did you mean CartPole-v1",
         "zzzz": "no environment is called 'zzzz' ",
         "nowhere/Thing-v0": "no environment is called 'nowhere/Thing-v0'",
-        "no_such_module:Thing-v0": "cannot be made: No module named 'no_such_module'",
+        "no_such_module:Thing-v0": "names the module no_such_module, which is neither",
         "Hopper-v3": "Hopper-v3 cannot be made",
     }
     for env_id, message in cases.items():

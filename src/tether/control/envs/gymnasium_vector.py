@@ -23,6 +23,7 @@ from tether.control.envs.arrays import (
     observation_writer,
     policy_space,
 )
+from tether.control.envs.faults import environment_fault
 from tether.control.envs.protocol import (
     NO_LIMIT,
     Step,
@@ -223,7 +224,13 @@ class GymnasiumVectorEnv:
     def _begin(self, i: int) -> None:
         """Start the next episode of environment i."""
         seed = episode_seed(self._seeds[i], int(self._episodes[i]))
-        outcome = self._envs[i].reset(seed=seed)
+        try:
+            outcome = self._envs[i].reset(seed=seed)
+        except Exception as error:
+            fault = environment_fault(self.id, "reset", error)
+            if fault is error:
+                raise
+            raise fault from error
         if not isinstance(outcome, tuple) or len(outcome) != 2:
             raise BadEnvironmentError(
                 f"{self.id}: reset must return (observation, info), got {_describe(outcome)}"
@@ -237,7 +244,13 @@ class GymnasiumVectorEnv:
 
     def _step_one(self, i: int, action: Any) -> bool:
         """Step environment i, write what it gave into row i; whether its episode ended."""
-        outcome = self._envs[i].step(action)
+        try:
+            outcome = self._envs[i].step(action)
+        except Exception as error:
+            fault = environment_fault(self.id, "step", error)
+            if fault is error:
+                raise
+            raise fault from error
         if not isinstance(outcome, tuple) or len(outcome) != 5:
             raise BadEnvironmentError(
                 f"{self.id}: step must return (observation, reward, terminated, truncated, info), "

@@ -14,10 +14,12 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
 
 import gymnasium
 
+from tether.control.envs.given_vector import BorrowedVectorEnv, GivenVectorEnv
 from tether.control.envs.gymnasium_vector import GymnasiumVectorEnv
 from tether.control.envs.protocol import Step, VectorEnv
 from tether.control.envs.registry import BATCHED_TASKS, close_ids
@@ -27,13 +29,16 @@ __all__ = ["BATCHED_TASKS", "Door", "Step", "VectorEnv", "make", "make_one"]
 
 Door = Literal["auto", "mujoco", "gymnasium"]
 Env = gymnasium.Env[Any, Any]
+EnvLike: TypeAlias = (
+    str | Env | Callable[..., Env] | gymnasium.vector.VectorEnv[Any, Any, Any] | VectorEnv
+)
 
 # Users' own instances that a vector environment steps, by their address.
-_DRIVEN: weakref.WeakValueDictionary[int, Env] = weakref.WeakValueDictionary()
+_DRIVEN: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
 
 def make(
-    env: str | Callable[..., Env] | Env,
+    env: EnvLike,
     num_envs: int,
     *,
     door: Door = "auto",
@@ -46,7 +51,8 @@ def make(
         env: an id, also ``"module:EnvId"``, as ``gymnasium.make`` takes it; a function or class
             that makes a new environment at every call; or an environment. An environment is stepped
             itself when ``num_envs`` is 1 and nothing else steps it, otherwise its copies are made
-            anew from its ``spec``, which does not know changes made to it by hand.
+            anew from its ``spec``, which does not know changes made to it by hand. Also a vector
+            environment, of Gymnasium or of this protocol, which is stepped itself.
         num_envs: N >= 1.
         door: "mujoco" to step MuJoCo directly, "gymnasium" for Gymnasium itself; "auto" takes the
             first where an id is one of :data:`BATCHED_TASKS`. Both give the same numbers until an
@@ -68,6 +74,8 @@ def make(
             raise UserError(f"{name} must be an integer of at least 1, got {number!r}")
     if door not in get_args(Door):
         raise UserError(f"door must be one of {', '.join(get_args(Door))}, got {door!r}")
+    if is_vector(env):
+        return _given(env, num_envs, env_kwargs)
     if isinstance(env, str):
         factory = _from_id(env, env_kwargs)
     elif isinstance(env, gymnasium.Env):
@@ -83,7 +91,8 @@ def make(
         factory = _from_function(env, env_kwargs)
     else:
         raise UserError(
-            f"env must be a Gymnasium id, an environment or a function that makes one, got {env!r}"
+            "env must be a Gymnasium id, an environment, a function that makes one or a vector "
+            f"environment, got {env!r}"
         )
 
     first = factory()
@@ -114,6 +123,60 @@ def make_one(env_id: str, **env_kwargs: Any) -> Env:
         BadEnvironmentError: the environment is unknown or cannot be made.
     """
     return _from_id(env_id, env_kwargs)()
+
+
+def is_vector(env: Any) -> bool:
+    """Whether `env` is a vector environment already: Gymnasium's, or one of the protocol."""
+    if isinstance(env, str | type | gymnasium.Env):
+        return False
+    return isinstance(env, gymnasium.vector.VectorEnv | VectorEnv)
+
+
+def count_of(env: Any, otherwise: int) -> int:
+    """How many environments a vector environment has; `otherwise` for anything else."""
+    return int(env.num_envs) if is_vector(env) else otherwise
+
+
+def _given(env: Any, num_envs: int, env_kwargs: dict[str, Any]) -> VectorEnv:
+    name = type(env).__name__
+    if env_kwargs:
+        raise UserError(
+            f"{name} is made already, so {sorted(env_kwargs)} cannot be applied; pass an id or a "
+            "function"
+        )
+    if env.num_envs != num_envs:
+        raise UserError(
+            f"{name} has {env.num_envs} environments, and the settings ask for {num_envs}; make it "
+            f"with {num_envs}, or change the settings"
+        )
+    if id(env) in _DRIVEN:
+        raise UserError(
+            f"{name} is stepped by a training already; several trainings at once need an id or a "
+            "function as env"
+        )
+    return _GivenVectorEnv(env) if isinstance(env, gymnasium.vector.VectorEnv) else _Borrowed(env)
+
+
+class _GivenVectorEnv(GivenVectorEnv):
+    """The user's own vector environment, which one training steps at a time."""
+
+    def __init__(self, env: Any) -> None:
+        super().__init__(env)
+        _DRIVEN[id(env)] = env
+
+    def close(self) -> None:
+        _DRIVEN.pop(id(self._env), None)
+
+
+class _Borrowed(BorrowedVectorEnv):
+    """The user's own vector environment of the protocol, likewise."""
+
+    def __init__(self, env: VectorEnv) -> None:
+        super().__init__(env)
+        _DRIVEN[id(env)] = env
+
+    def close(self) -> None:
+        _DRIVEN.pop(id(self._env), None)
 
 
 class _InstanceVectorEnv(GymnasiumVectorEnv):
@@ -208,6 +271,15 @@ def _one_line(name: str) -> Iterator[None]:
         yield
     except gymnasium.error.DependencyNotInstalled as error:
         raise BadEnvironmentError(f"{name} needs another package: {_flat(error)}") from error
+    except ModuleNotFoundError as error:
+        module = name.rpartition(":")[0]
+        if not module or error.name != module.partition(".")[0]:
+            raise BadEnvironmentError(f"{name} cannot be made: {_flat(error)}") from error
+        raise BadEnvironmentError(
+            f"{name} names the module {module}, which is neither installed nor in the current "
+            f"folder, {Path.cwd()}; go to the folder that holds {module}.py, or add that folder "
+            "to PYTHONPATH"
+        ) from error
     except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv) as error:
         similar = close_ids(name)
         hint = f"; did you mean {', '.join(similar)}?" if similar else ""

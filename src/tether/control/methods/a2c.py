@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple
 
-import jax
 import numpy as np
 import optax
 from pydantic import Field
@@ -23,8 +22,8 @@ from pydantic import Field
 from tether import objectives
 from tether.control.compilation import share
 from tether.control.critic import Data, batch, estimate
+from tether.control.device import jit
 from tether.control.learner import OnPolicyConfig, OnPolicyLearner
-from tether.control.networks import Network, forward, init_network
 from tether.control.optimizer import (
     adam,
     descend,
@@ -32,14 +31,14 @@ from tether.control.optimizer import (
     moments_to_state,
     rmsprop,
 )
-from tether.control.policy import (
+from tether.control.parameters import (
     PolicyParameters,
-    PolicySpec,
     network_from_state,
     network_to_state,
     parameters_from_state,
     parameters_to_state,
 )
+from tether.control.policy import PolicySpec
 from tether.control.policy_gradient import ascend, mean_kl, policy_gradient
 from tether.control.rollout import Rollout
 from tether.learning.learner import Metrics, State
@@ -78,7 +77,7 @@ class Learnt(NamedTuple):
     """All that an update moves."""
 
     actor: PolicyParameters
-    critic: Network
+    critic: Any
     actor_moments: Any
     critic_moments: Any
     average: PolicyParameters | None  # what a trust region is measured from
@@ -124,7 +123,9 @@ class A2C(OnPolicyLearner):
             "lam": 1.0,
             "hidden": (64, 64),
             "initial_log_std": 0.0,
+            "activation": "tanh",
             "normalize_observation": True,
+            "scale_actions": False,
             "normalize_reward": True,
             "stagger": True,
             "learning_rate": 7e-4,
@@ -138,11 +139,11 @@ class A2C(OnPolicyLearner):
     }
 
     def init(self, rng: np.random.Generator) -> None:
-        shape, kind = self.spec.observation_space.shape, type(self)
+        kind = type(self)
         self._compiled = compiled(self.config, self.spec, kind.gradient, kind.follow)
         start = self._compiled.optimizer.init
         actor = self.policy.parameters
-        critic = init_network(rng, shape, self.config.hidden, 1, output_gain=1.0)
+        critic = self.spec.init_network(rng, 1, output_gain=1.0)
         average = kind.follow(self.config, actor, actor)
         self.learnt = Learnt(actor, critic, start(actor), start(critic), average)
 
@@ -170,10 +171,10 @@ class A2C(OnPolicyLearner):
         average = restored["average"]
         self.learnt = Learnt(
             self.policy.parameters,
-            network_from_state(restored["critic"]),
+            network_from_state(restored["critic"], self.learnt.critic),
             moments_from_state(self.learnt.actor_moments, restored["actor_moments"]),
             moments_from_state(self.learnt.critic_moments, restored["critic_moments"]),
-            parameters_from_state(average) if average is not None else None,
+            parameters_from_state(average, self.policy.parameters) if average is not None else None,
         )
 
 
@@ -197,12 +198,14 @@ def compiled(
     else:
         optimizer = rmsprop(config.rmsprop_decay, config.optimizer_epsilon, config.max_grad_norm)
 
-    def critic_loss(critic: Network, data: Data, target: Array) -> tuple[Array, dict[str, Array]]:
-        loss = objectives.value_loss(forward(critic, data.observation)[:, 0], target)
+    apply = spec.network.apply
+
+    def critic_loss(critic: Any, data: Data, target: Array) -> tuple[Array, dict[str, Array]]:
+        loss = objectives.value_loss(apply(critic, data.observation)[:, 0], target)
         return loss, {"value/loss": loss}
 
     def update(learnt: Learnt, data: Data, rate: Array) -> tuple[Learnt, dict[str, Array]]:
-        judged = estimate(learnt.critic, data, config.gamma, config.lam)
+        judged = estimate(learnt.critic, data, config.gamma, config.lam, apply)
         up, actor_metrics = gradient(config, spec, learnt, data, judged.advantage)
         actor, actor_moments = ascend(optimizer, learnt.actor, learnt.actor_moments, up, rate)
         critic, critic_moments, critic_metrics, norm = descend(
@@ -223,4 +226,4 @@ def compiled(
         }
         return Learnt(actor, critic, actor_moments, critic_moments, average), metrics
 
-    return Compiled(optimizer, jax.jit(update))
+    return Compiled(optimizer, jit(update))

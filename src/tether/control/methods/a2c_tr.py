@@ -25,8 +25,8 @@ from tether import objectives
 from tether.control.critic import Data
 from tether.control.learner import OnPolicyConfig
 from tether.control.methods.a2c import A2C, A2CConfig, Learnt
-from tether.control.networks import forward
-from tether.control.policy import PolicyParameters, PolicySpec
+from tether.control.parameters import PolicyParameters
+from tether.control.policy import PolicySpec
 
 Array = Any
 
@@ -50,7 +50,7 @@ def bent_gradient(
     """The policy gradient after each state's part has been bent into the trust region."""
 
     def statistics(parameters: Any) -> Array:  # (M, outputs + scales)
-        outputs = forward(parameters.network, data.observation)
+        outputs = spec.network.apply(parameters.network, data.observation)
         log_std = jnp.broadcast_to(parameters.log_std, (len(outputs), spec.head.scales))
         return jnp.concatenate([outputs, log_std], axis=-1)
 

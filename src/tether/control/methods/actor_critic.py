@@ -25,17 +25,15 @@ from jax import numpy as jnp
 from pydantic import Field, PositiveInt, model_validator
 
 from tether import objectives
+from tether.control.architectures import check_network
 from tether.control.compilation import share
+from tether.control.device import jit
 from tether.control.envs import Step
 from tether.control.networks import Network, encode, forward, init_network
-from tether.control.policy import (
-    PolicyParameters,
-    PolicySpec,
-    network_from_state,
-    network_to_state,
-)
+from tether.control.parameters import PolicyParameters, network_from_state, network_to_state
+from tether.control.policy import PolicySpec
 from tether.control.policy_learner import PolicyConfig, PolicyLearner, check_finite
-from tether.errors import BadEnvironmentError
+from tether.errors import BadEnvironmentError, UserError
 from tether.learning.learner import Metrics, State
 
 Array = Any
@@ -55,7 +53,7 @@ class ActorCriticConfig(PolicyConfig):
     critic_learning_rate: float = Field(3e-3, gt=0)
     """The slide's alpha_c. Above alpha_a, so that Q follows the policy (1e-3 to 1e-1)."""
     hidden: tuple[PositiveInt, ...] = (64, 64)
-    """Widths of the tanh layers of the policy and of Q, which are separate."""
+    """Widths of the hidden layers of the policy and of Q, which are separate."""
     normalize_observation: bool = False
     """Normalize observations by their running statistics, which the slide does not."""
 
@@ -83,7 +81,7 @@ class Compiled(NamedTuple):
     """The compiled pieces, shared by every learner with the same settings."""
 
     act: Callable[..., Array]
-    update: Callable[..., tuple[PolicyParameters, Network, Array, Array]]
+    update: Callable[..., tuple[PolicyParameters, Any, Array, Array]]
 
 
 class ActorCritic(PolicyLearner):
@@ -166,7 +164,7 @@ class ActorCritic(PolicyLearner):
         restored: Any = state
         self._take_policy(restored["policy"])
         self.actor = self.policy.parameters
-        self.critic = network_from_state(restored["critic"])
+        self.critic = network_from_state(restored["critic"], self.critic)
         self._observation = self.env.restore(restored["env"]).copy()
         self._steps = int(restored["steps"])
         self._returns = np.array(restored["returns"])
@@ -201,29 +199,43 @@ class ActorCritic(PolicyLearner):
         return array
 
 
-def init_critic(rng: np.random.Generator, spec: PolicySpec, hidden: tuple[int, ...]) -> Network:
+def init_critic(rng: np.random.Generator, spec: PolicySpec, hidden: tuple[int, ...]) -> Any:
     """A fresh Q: for one Discrete action Q(s, .), a number for each choice; else Q(s, a), one."""
     shape = spec.observation_space.shape
     if len(spec.head.sizes) == 1:
-        return init_network(rng, shape, hidden, spec.head.outputs, output_gain=1.0)
+        return spec.init_network(rng, spec.head.outputs, output_gain=1.0)
+    if spec.own_network is not None:
+        if len(shape) == 3:
+            raise UserError(
+                "actor-critic joins observations and actions, which a network of one's own can do "
+                "for vectors only; give image observations a Discrete action, or leave network= out"
+            )
+        joined = (shape[0] + spec.head.outputs,)
+        check_network(spec.own_network, joined, np.float32, 1)
+        return spec.own_network.init(rng, joined, 1, 1.0)
     eyes = init_network(rng, shape, (), 1, output_gain=1.0)
     width = eyes.dense[0].weight.shape[0] + spec.head.outputs
     judge = init_network(rng, (width,), hidden, 1, output_gain=1.0)
     return Network(eyes.convolutions, judge.dense)
 
 
-def action_value(spec: PolicySpec, critic: Network, observation: Array, action: Array) -> Array:
+def action_value(spec: PolicySpec, critic: Any, observation: Array, action: Array) -> Array:
     """Q_phi(s, a), (N,), of normalized observations and of actions as the policy chose them."""
     head = spec.head
     if len(head.sizes) == 1:
         chosen = jnp.arange(head.outputs) == action
-        return jnp.sum(jnp.where(chosen, forward(critic, observation), 0.0), axis=-1)
+        return jnp.sum(jnp.where(chosen, spec.network.apply(critic, observation), 0.0), axis=-1)
     if head.sizes:
         columns = [jnp.arange(n) == action[:, i : i + 1] for i, n in enumerate(head.sizes)]
         action = jnp.concatenate(columns, axis=-1)
+    action = action.astype(jnp.float32)
+    if spec.own_network is not None:
+        joined = jnp.concatenate([observation, action], axis=-1)
+        value: Array = spec.own_network.apply(critic, joined)
+        return value[:, 0]
     features = encode(critic.convolutions, observation) if critic.convolutions else observation
-    joined = jnp.concatenate([features, action.astype(jnp.float32)], axis=-1)
-    return forward(Network((), critic.dense), joined)[:, 0]
+    joined = jnp.concatenate([features, action], axis=-1)
+    return forward(Network((), critic.dense), joined, spec.activation)[:, 0]
 
 
 @share
@@ -234,8 +246,8 @@ def compiled(config: ActorCriticConfig, spec: PolicySpec) -> Compiled:
         return spec.distribution(actor, observation).sample(noise)
 
     def update(
-        actor: PolicyParameters, critic: Network, seen: Transition, after: Array, noise: Array
-    ) -> tuple[PolicyParameters, Network, Array, Array]:
+        actor: PolicyParameters, critic: Any, seen: Transition, after: Array, noise: Array
+    ) -> tuple[PolicyParameters, Any, Array, Array]:
         s, a = seen.observation, seen.action
         q = action_value(spec, critic, s, a)
         next_action = act(actor, seen.next_observation, noise[0])
@@ -254,7 +266,7 @@ def compiled(config: ActorCriticConfig, spec: PolicySpec) -> Compiled:
         numbers = jnp.stack([jnp.mean(delta**2), jnp.mean(q), jnp.mean(pi.entropy())])
         return actor, critic, pi.sample(noise[1]), numbers
 
-    return Compiled(jax.jit(act), jax.jit(update))
+    return Compiled(jit(act), jit(update))
 
 
 def ascend(parameters: Any, gradient: Any, rate: float) -> Any:

@@ -24,14 +24,15 @@ from pydantic import Field, field_validator
 from tether import objectives
 from tether.control.compilation import share
 from tether.control.demonstrations import load_demonstrations
+from tether.control.device import jit, on_cpu
 from tether.control.evaluation import evaluate
 from tether.control.optimizer import adam, descend, moments_from_state, moments_to_state
-from tether.control.policy import (
+from tether.control.parameters import (
     PolicyParameters,
-    PolicySpec,
     parameters_from_state,
     parameters_to_state,
 )
+from tether.control.policy import PolicySpec
 from tether.control.policy_learner import PolicyConfig, PolicyLearner, check_finite
 from tether.errors import UserError
 from tether.learning.learner import Metrics, State
@@ -168,7 +169,7 @@ class BehaviourCloning(PolicyLearner):
             )
         self._take_policy(restored["policy"])
         self._see()
-        self._current = parameters_from_state(restored["current"])
+        self._current = parameters_from_state(restored["current"], self._current)
         self._moments = moments_from_state(self._moments, restored["moments"])
         self.epochs = int(restored["epochs"])
         self._best = float(restored["best"])
@@ -178,10 +179,11 @@ class BehaviourCloning(PolicyLearner):
 
     def _see(self) -> None:
         """The pairs to learn from and those held out, as the policy of this moment sees them."""
-        self._learnt, self._held_out = (
-            Pairs(jnp.asarray(self.policy.normalize(seen)), jnp.asarray(action))
-            for seen, action in self._given
-        )
+        with on_cpu():
+            self._learnt, self._held_out = (
+                Pairs(jnp.asarray(self.policy.normalize(seen)), jnp.asarray(action))
+                for seen, action in self._given
+            )
 
     def _hold_out(self, length: np.ndarray) -> np.ndarray:
         """Which pairs are held out, (M,) bool: those of whole episodes, chosen by the seed."""
@@ -265,4 +267,4 @@ def compiled(config: BCConfig, spec: PolicySpec) -> Compiled:
         )
         return jnp.sum(sums) / jnp.sum(counts)
 
-    return Compiled(optimizer, jax.jit(epoch), jax.jit(loss))
+    return Compiled(optimizer, jit(epoch), jit(loss))

@@ -18,8 +18,9 @@ import jax
 import numpy as np
 from pydantic import Field, PositiveInt
 
+from tether.control.device import jit
 from tether.control.networks import Network, forward
-from tether.control.policy import PolicyParameters
+from tether.control.parameters import PolicyParameters
 from tether.control.policy_learner import PolicyConfig, PolicyLearner
 from tether.errors import BadEnvironmentError
 from tether.learning.learner import Metrics, State
@@ -43,7 +44,7 @@ class CEMConfig(PolicyConfig):
     longest_episode: int = Field(10_000, ge=1)
     """Steps after which an episode is cut, for environments that set no limit themselves."""
     hidden: tuple[PositiveInt, ...] = ()
-    """Widths of tanh layers; none is a linear policy. Every width multiplies what is searched."""
+    """Widths of hidden layers; none is a linear policy. Every width multiplies what is searched."""
 
 
 class CEM(PolicyLearner):
@@ -77,7 +78,7 @@ class CEM(PolicyLearner):
         self.variance = np.full(self.mean.shape, self.config.initial_std**2)
         self.generations = 0
         self._steps = 0
-        self._forward: Any = jax.jit(jax.vmap(forward))
+        self._forward: Any = jit(jax.vmap(self.spec.network.apply))
 
     @property
     def steps(self) -> int:
@@ -173,13 +174,15 @@ class CEM(PolicyLearner):
             policy.normalizer.update(np.concatenate(raw))
         return total / scores
 
-    def _outputs(self, networks: Network, observation: np.ndarray) -> np.ndarray:
+    def _outputs(self, networks: Any, observation: np.ndarray) -> np.ndarray:
         """What each member's network (leading axis P) puts out for its own observation."""
-        if networks.convolutions:
+        if self.spec.own_network is not None or networks.convolutions:
             return np.asarray(self._forward(networks, observation[:, None]))[:, 0]
         # NumPy multiplies stacks of matrices; a bias needs an axis for the one row of each.
         dense = tuple(layer._replace(bias=layer.bias[:, None]) for layer in networks.dense)
-        outputs: np.ndarray = forward(Network((), dense), observation[:, None])[:, 0]
+        outputs: np.ndarray = forward(
+            Network((), dense), observation[:, None], self.spec.activation
+        )[:, 0]
         return outputs
 
     def _check(self, name: str, array: np.ndarray) -> None:
@@ -190,12 +193,12 @@ class CEM(PolicyLearner):
             )
 
 
-def flatten(network: Network) -> np.ndarray:
+def flatten(network: Any) -> np.ndarray:
     """A network's parameters as one vector (D,) float64, in the order of the tree's leaves."""
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(network)]).astype(float)
 
 
-def unflatten(like: Network, vectors: np.ndarray) -> Network:
+def unflatten(like: Any, vectors: np.ndarray) -> Any:
     """Vectors (..., D) as networks shaped like `like`, with the same leading axes."""
     leaves, tree = jax.tree.flatten(like)
     stops = np.cumsum([leaf.size for leaf in leaves])[:-1]
@@ -204,5 +207,4 @@ def unflatten(like: Network, vectors: np.ndarray) -> Network:
         part.reshape(*vectors.shape[:-1], *leaf.shape)
         for part, leaf in zip(parts, leaves, strict=True)
     ]
-    network: Network = jax.tree.unflatten(tree, shaped)
-    return network
+    return jax.tree.unflatten(tree, shaped)

@@ -33,16 +33,12 @@ from tether.control.critic import (
     fit_epoch,
     minibatches,
 )
+from tether.control.device import jit
 from tether.control.distributions import Distribution
 from tether.control.learner import OnPolicyConfig, OnPolicyLearner
-from tether.control.networks import Network, init_network
 from tether.control.optimizer import adam, descend, moments_from_state, moments_to_state
-from tether.control.policy import (
-    PolicyParameters,
-    PolicySpec,
-    network_from_state,
-    network_to_state,
-)
+from tether.control.parameters import PolicyParameters, network_from_state, network_to_state
+from tether.control.policy import PolicySpec
 from tether.control.rollout import Rollout
 from tether.learning.learner import Metrics, State
 
@@ -90,6 +86,9 @@ class PPOConfig(ProximalConfig):
 
     epsilon: float | None = Field(0.2, gt=0)
     """Clip range of the probability ratio; none gives the unclipped surrogate (usual: 0.1-0.3)."""
+    target_kl: float | None = Field(None, gt=0)
+    """Stop an iteration's epochs of the policy after one whose `policy/approx_kl` exceeds 1.5 times
+    this, in nats (the factor is Stable-Baselines3's; usual: 0.01-0.05); none takes all epochs."""
 
 
 class Minibatch(NamedTuple):
@@ -141,10 +140,13 @@ class PPO(OnPolicyLearner):
             "lam": 0.95,
             "hidden": (64, 64),
             "initial_log_std": 0.0,
+            "activation": "tanh",
             "normalize_observation": True,
+            "scale_actions": False,
             "normalize_reward": True,
             "stagger": True,
             "epsilon": 0.2,
+            "target_kl": None,
             "epochs": 10,
             "minibatch_size": 64,
             "learning_rate": 3e-4,
@@ -158,8 +160,7 @@ class PPO(OnPolicyLearner):
     }
 
     def init(self, rng: np.random.Generator) -> None:
-        shape = self.spec.observation_space.shape
-        self.critic = init_network(rng, shape, self.config.hidden, 1, output_gain=1.0)
+        self.critic = self.spec.init_network(rng, 1, output_gain=1.0)
         self.actor = self.policy.parameters
         self._compiled = compiled(self.config, self.spec, type(self).objective)
         self._actor_moments = self._compiled.optimizer.init(self.actor)
@@ -186,6 +187,12 @@ class PPO(OnPolicyLearner):
             **self.settle(data, leash),
         }
 
+    @property
+    def largest_kl(self) -> float | None:
+        """The approximate KL divergence of an epoch after which no other follows, or None."""
+        target = getattr(self.config, "target_kl", None)
+        return None if target is None else 1.5 * target
+
     def leash(self, data: Data) -> Any:
         """What `objective` needs to know of the old policy; arrays, or None."""
         return None
@@ -204,7 +211,7 @@ class PPO(OnPolicyLearner):
     def restore_method(self, state: State) -> None:
         restored: Any = state
         self.actor = self.policy.parameters
-        self.critic = network_from_state(restored["critic"])
+        self.critic = network_from_state(restored["critic"], self.critic)
         self._actor_moments = moments_from_state(self._actor_moments, restored["actor_moments"])
         self._critic_moments = moments_from_state(self._critic_moments, restored["critic_moments"])
 
@@ -227,7 +234,7 @@ class PPO(OnPolicyLearner):
         estimates: list[Future[Estimate]],
         leash: Any,
     ) -> Metrics:
-        step = self._compiled
+        step, limit = self._compiled, self.largest_kl
         old_log_prob, first_ratio = step.old_log_prob(self.actor, data, order[0])
         for epoch in range(self.config.epochs):
             advantage = estimates[epoch].result().advantage
@@ -242,7 +249,12 @@ class PPO(OnPolicyLearner):
                 leash,
             )
             metrics = jax.block_until_ready(metrics)  # type: ignore[no-untyped-call]
+            # The critic has a loss of its own, so its epochs go on, as in Spinning Up.
+            if limit is not None and float(metrics["policy/approx_kl"]) > limit:
+                break
         diagnostics = {name: float(value) for name, value in metrics.items()}
+        if limit is not None:
+            diagnostics["policy/epochs"] = epoch + 1
         return {**diagnostics, "policy/first_ratio": float(first_ratio)}
 
     def _update_critic(
@@ -279,7 +291,7 @@ class Compiled(NamedTuple):
     estimate: Callable[..., Estimate]
     old_log_prob: Callable[..., tuple[Array, Array]]
     actor_epoch: Callable[..., tuple[PolicyParameters, Any, dict[str, Array]]]
-    critic_epoch: Callable[..., tuple[Network, Any, dict[str, Array]]]
+    critic_epoch: Callable[..., tuple[Any, Any, dict[str, Array]]]
 
 
 @share
@@ -291,8 +303,8 @@ def compiled(
     """PPO's estimate and its actor and critic epochs for one configuration, compiled once."""
     optimizer = adam(config.adam_epsilon, config.max_grad_norm)
 
-    def judge(critic: Network, data: Data) -> Estimate:
-        return estimate(critic, data, config.gamma, config.lam)
+    def judge(critic: Any, data: Data) -> Estimate:
+        return estimate(critic, data, config.gamma, config.lam, spec.network.apply)
 
     def log_ratio(actor: PolicyParameters, data: Data, old: Array, rows: Array) -> Any:
         pi = spec.distribution(actor, data.observation[rows])
@@ -343,15 +355,16 @@ def compiled(
         return actor, moments, jax.tree.map(jnp.mean, metrics)
 
     def critic_epoch(
-        critic: Network, moments: Any, data: Data, first: Estimate, order: Array, rate: Array
-    ) -> tuple[Network, Any, dict[str, Array]]:
+        critic: Any, moments: Any, data: Data, first: Estimate, order: Array, rate: Array
+    ) -> tuple[Any, Any, dict[str, Array]]:
         clip = config.value_epsilon
-        return fit_epoch(optimizer, critic, moments, data, first, order, rate, clip)
+        apply = spec.network.apply
+        return fit_epoch(optimizer, critic, moments, data, first, order, rate, clip, apply)
 
     return Compiled(
         optimizer,
-        jax.jit(judge),
-        jax.jit(old_log_prob),
-        jax.jit(actor_epoch),
-        jax.jit(critic_epoch),
+        jit(judge),
+        jit(old_log_prob),
+        jit(actor_epoch),
+        jit(critic_epoch),
     )

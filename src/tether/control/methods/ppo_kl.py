@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
-import jax
 import numpy as np
 from jax import numpy as jnp
 from pydantic import Field
@@ -23,10 +22,11 @@ from pydantic import Field
 from tether import objectives
 from tether.control.compilation import share
 from tether.control.critic import Data
+from tether.control.device import jit
 from tether.control.learner import OnPolicyConfig
 from tether.control.methods.ppo import PPO, Minibatch, ProximalConfig
-from tether.control.networks import forward
-from tether.control.policy import PolicyParameters, PolicySpec
+from tether.control.parameters import PolicyParameters
+from tether.control.policy import PolicySpec
 from tether.learning.learner import Metrics, State
 
 Array = Any
@@ -75,7 +75,11 @@ class PPOKL(PPO):
         "default": {},
         # Schulman et al. 2017, table 1: the best of the adaptive prices; PPO's settings otherwise.
         "paper": {
-            **{name: value for name, value in PPO.presets["paper"].items() if name != "epsilon"},
+            **{
+                name: value
+                for name, value in PPO.presets["paper"].items()
+                if name not in ("epsilon", "target_kl")
+            },
             "beta": 1.0,
             "kl_target": 0.01,
             "fixed_beta": False,
@@ -122,10 +126,10 @@ def compiled_measure(config: PPOKLConfig, spec: PolicySpec) -> Measure:
     """Both measurements for one configuration, compiled once."""
 
     def outputs(actor: PolicyParameters, observation: Array) -> Array:
-        return forward(actor.network, observation)
+        return spec.network.apply(actor.network, observation)
 
     def kl(actor: PolicyParameters, observation: Array, leash: Leash) -> Array:
         old: Any = spec.head.distribution(leash.outputs, leash.log_std)
         return jnp.mean(old.kl(spec.distribution(actor, observation)))
 
-    return Measure(jax.jit(outputs), jax.jit(kl))
+    return Measure(jit(outputs), jit(kl))

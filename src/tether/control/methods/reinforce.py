@@ -23,7 +23,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple
 
-import jax
 import numpy as np
 import optax
 from jax import numpy as jnp
@@ -32,9 +31,11 @@ from pydantic import Field
 from tether import objectives
 from tether.control.compilation import share
 from tether.control.critic import ADAM_EPSILON, Critic, CriticConfig, Data, batch
+from tether.control.device import jit
 from tether.control.learner import OnPolicyConfig, OnPolicyLearner
 from tether.control.optimizer import adam, moments_from_state, moments_to_state
-from tether.control.policy import PolicyParameters, PolicySpec
+from tether.control.parameters import PolicyParameters
+from tether.control.policy import PolicySpec
 from tether.control.policy_gradient import ascend, mean_kl, policy_gradient
 from tether.control.rollout import Rollout
 from tether.learning.learner import Metrics, State
@@ -164,4 +165,4 @@ def compiled(config: ReinforceConfig, spec: PolicySpec) -> Compiled:
             },
         )
 
-    return Compiled(optimizer, jax.jit(monte_carlo), jax.jit(step))
+    return Compiled(optimizer, jit(monte_carlo), jit(step))

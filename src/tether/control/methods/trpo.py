@@ -30,8 +30,10 @@ from pydantic import Field
 from tether import objectives
 from tether.control.compilation import share
 from tether.control.critic import Critic, CriticConfig, Data, batch
+from tether.control.device import jit
 from tether.control.learner import OnPolicyConfig, OnPolicyLearner
-from tether.control.policy import PolicyParameters, PolicySpec
+from tether.control.parameters import PolicyParameters
+from tether.control.policy import PolicySpec
 from tether.control.policy_gradient import mean_kl
 from tether.control.rollout import Rollout
 from tether.learning.learner import Metrics, State
@@ -55,7 +57,7 @@ class TRPOConfig(CriticConfig):
     damping: float = Field(0.1, ge=0)
     """Added to the Fisher matrix's diagonal. Raising it makes steps shorter and steadier."""
     fisher_every: int = Field(5, ge=1)
-    """The Fisher matrix is that of every so many-th transition; 1 uses all, at more cost."""
+    """The Fisher matrix is that of one in so many transitions; 1 uses all, at more cost."""
     backtracks: int = Field(10, ge=1)
     """Lengths the line search tries, the full step first."""
     shrink: float = Field(0.8, gt=0, lt=1)
@@ -84,7 +86,9 @@ class TRPO(OnPolicyLearner):
             "lam": 0.98,
             "hidden": (32, 32),
             "initial_log_std": 0.0,
+            "activation": "tanh",
             "normalize_observation": True,
+            "scale_actions": False,
             "normalize_reward": False,
             "stagger": True,
             "max_kl": 0.01,
@@ -152,6 +156,19 @@ def fisher_product(
     return lambda v: jax.jvp(jax.grad(kl), (theta,), (v,))[1]
 
 
+def fisher_rows(transitions: int, num_envs: int, every: int) -> slice | np.ndarray:
+    """Which transitions t N + n of N environments make the Fisher matrix: one in `every`.
+
+    Every k-th in the flat order would be those of some environments only where k and N have a
+    common divisor. There each environment gives its every k-th step instead, n steps later for the
+    n-th, so that all of them and all times take part.
+    """
+    if math.gcd(num_envs, every) == 1:
+        return slice(None, None, every)
+    t, n = np.divmod(np.arange(transitions), num_envs)
+    return np.flatnonzero((t + n) % every == 0)
+
+
 def _loop(round_: Callable[[Any], Any], state: Any, times: int) -> Any:
     return jax.lax.fori_loop(0, times, lambda _, state: round_(state), state)
 
@@ -161,6 +178,7 @@ def compiled(
     config: TRPOConfig, spec: PolicySpec
 ) -> Callable[..., tuple[PolicyParameters, dict[str, Array]]]:
     """TRPO's step for one configuration, compiled once."""
+    rows = fisher_rows(config.steps_per_iteration, config.num_envs, config.fisher_every)
     least = config.min_improvement * math.sqrt(2 * config.max_kl)
 
     def improve(
@@ -181,7 +199,7 @@ def compiled(
 
         start, gradient = jax.value_and_grad(lambda d: evaluate(d)[0])(jnp.zeros_like(theta))
         step = objectives.natural_step(
-            fisher_product(spec, old, data.observation[:: config.fisher_every]),
+            fisher_product(spec, old, data.observation[rows]),
             gradient,
             config.max_kl,
             iterations=config.conjugate_gradient_iterations,
@@ -209,4 +227,4 @@ def compiled(
             "trust_region/improvement": found.improvement * unit,
         }
 
-    return jax.jit(improve)
+    return jit(improve)

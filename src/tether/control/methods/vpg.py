@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
-import jax
 import numpy as np
 import optax
 from pydantic import Field
@@ -26,9 +25,11 @@ from pydantic import Field
 from tether import objectives
 from tether.control.compilation import share
 from tether.control.critic import ADAM_EPSILON, Critic, CriticConfig, Data, batch
+from tether.control.device import jit
 from tether.control.learner import OnPolicyConfig, OnPolicyLearner
 from tether.control.optimizer import adam, moments_from_state, moments_to_state
-from tether.control.policy import PolicyParameters, PolicySpec
+from tether.control.parameters import PolicyParameters
+from tether.control.policy import PolicySpec
 from tether.control.policy_gradient import ascend, mean_kl, policy_gradient
 from tether.control.rollout import Rollout
 from tether.learning.learner import Metrics, State
@@ -78,7 +79,9 @@ class VPG(OnPolicyLearner):
             "lam": 0.95,
             "hidden": (64, 64),
             "initial_log_std": 0.0,
+            "activation": "tanh",
             "normalize_observation": True,
+            "scale_actions": False,
             "normalize_reward": True,
             "stagger": True,
             "learning_rate": 3e-4,
@@ -157,4 +160,4 @@ def compiled(config: VPGConfig, spec: PolicySpec) -> Compiled:
             },
         )
 
-    return Compiled(optimizer, jax.jit(step))
+    return Compiled(optimizer, jit(step))

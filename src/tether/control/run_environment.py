@@ -1,0 +1,86 @@
+"""The environment that a run goes on in: the one it recorded, or the one that is given again."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tether.control.envs.vector import EnvLike, is_vector, make
+from tether.errors import UserError
+from tether.learning.machine import usable_cores
+from tether.learning.run import Run
+
+
+def default_threads() -> int:
+    """Physics threads that suit this machine."""
+    return min(8, usable_cores())
+
+
+def drawn_seed(seed: int | None) -> int:
+    """The seed itself, or where there is none a fresh one from the operating system's entropy."""
+    if seed is None:
+        return int(np.random.SeedSequence().generate_state(1)[0] >> 1)
+    return seed
+
+
+def adopt_num_envs(
+    env: EnvLike, fields: Mapping[str, Any], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Settings that take their `num_envs` from a vector environment, unless they name one."""
+    if is_vector(env) and "num_envs" in fields and "num_envs" not in settings:
+        counted: Any = env
+        return {**settings, "num_envs": int(counted.num_envs)}
+    return dict(settings)
+
+
+def recorded_settings(run: Run) -> dict[str, Any]:
+    """A run's settings; those that older versions of tether lacked are as they were then."""
+    policy = run.spec.get("policy", {})
+    then = {"activation": "tanh", "scale_actions": False}
+    return {**{name: policy.get(name, value) for name, value in then.items()}, **run.config}
+
+
+def recorded_env(run: Run) -> str:
+    """The id of the environment in a run's record, which a stranger may have written.
+
+    An id such as ``module:Id`` imports a module from the current folder, and so runs its code. That
+    is done for what the user names, never because a file says so.
+
+    Raises:
+        UserError: there is none, or it would import a module that is not imported yet.
+    """
+    env = run.spec["env"]
+    if env is None:
+        raise UserError(
+            f"run {run.path} was made from a function, not a Gymnasium id; pass the same function "
+            "as env="
+        )
+    module = str(env).rpartition(":")[0]
+    if module and module not in sys.modules:
+        raise UserError(
+            f"run {run.path} was trained in {env}, which imports the module {module}, and a file "
+            f"does not decide what is imported; if you trust it, name it yourself: --env {env} (in "
+            f"Python env={env!r})"
+        )
+    return str(env)
+
+
+def run_environment(run: Run, env: EnvLike | None, num_envs: int, threads: int | None) -> Any:
+    """The vector environment that `run` goes on in.
+
+    Args:
+        run: the run.
+        env: what the user gives in place of the run's own.
+        num_envs: how many copies; a vector environment must have as many.
+        threads: physics threads; as many as suit the machine when None.
+
+    Raises:
+        UserError: the run names no environment that may be made.
+    """
+    source = env if env is not None else recorded_env(run)
+    threads = threads if threads is not None else default_threads()
+    given: dict[str, Any] = {} if is_vector(source) else run.spec["env_kwargs"]
+    return make(source, num_envs, threads=threads, **given)
