@@ -18,16 +18,18 @@ from tether.version import __version__
 
 if TYPE_CHECKING:
     from tether.control.training import Trained, evaluate_run, load, resume, train
+    from tether.exporting import export
 
 _HOMES = {
     "Trained": "tether.control.training",
     "evaluate_run": "tether.control.training",
+    "export": "tether.exporting",
     "load": "tether.control.training",
     "resume": "tether.control.training",
     "train": "tether.control.training",
 }
 
-__all__ = ["Trained", "__version__", "evaluate_run", "load", "resume", "train"]
+__all__ = ["Trained", "__version__", "evaluate_run", "export", "load", "resume", "train"]
 
 
 def __getattr__(name: str) -> Any:

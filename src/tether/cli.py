@@ -59,6 +59,9 @@ COMMANDS: dict[str, Command] = {
         "MODEL --prompt P", "let a model or a run speak", "tether.language.conversing:generate"
     ),
     "chat": Command("MODEL", "talk with a model or a run", "tether.language.conversing:chat"),
+    "export": Command(
+        "RUN --to F --out DIR", "write a run's model for other programs", "tether.exporting:command"
+    ),
     "study": Command("NAME", "reproduce a result of the lecture", "tether.studies.commands:study"),
     "plot": Command("RUN...", "draw learning curves", "tether.learning.commands:plot"),
     "report": Command(
@@ -77,6 +80,7 @@ _LEARNING = frozenset({"train", "resume", "sft", "reward", "rlhf", "dpo"})
 # What each extra brings; another module that is missing is the user's own, or a defect.
 _EXTRAS = {
     "control": frozenset({"av", "gymnasium", "jax", "jaxlib", "mujoco", "optax"}),
+    "export": frozenset({"onnx", "onnxruntime"}),
     "language": frozenset(
         {"datasets", "jinja2", "peft", "pyarrow", "sklearn", "tokenizers", "torch", "transformers"}
     ),

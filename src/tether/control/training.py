@@ -21,6 +21,7 @@ import numpy as np
 from tether.control.demonstrations import Recorder
 from tether.control.envs import VectorEnv, make
 from tether.control.evaluation import EVALUATION_SEED, Evaluation, evaluate
+from tether.control.export.policy_folder import is_policy_folder, load_policy_folder
 from tether.control.methods import find_method
 from tether.control.policy import Policy, PolicySpec
 from tether.control.policy_learner import PolicyConfig, PolicyLearner
@@ -212,10 +213,12 @@ def resume(
 
 
 def load(run: str | Path) -> Policy:
-    """The policy in a run's newest checkpoint.
+    """The policy in a run's newest checkpoint, or in a folder that ``tether.export`` wrote.
 
     Needs neither the environment nor, unless the policy looks at images, JAX.
     """
+    if is_policy_folder(run):
+        return load_policy_folder(run)
     opened = Run.open(run)
     if "policy" not in opened.spec:
         raise UserError(
