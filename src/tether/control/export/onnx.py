@@ -2,8 +2,8 @@
 
 Input: ``observation``, a batch of flattened observations (B, D), or of images (B, H, W, C) uint8.
 Outputs: ``action``, the most probable action as the environment takes it (B, *action shape), and
-what the distribution is made of: ``mean`` and ``log_std`` (B, A), or ``logits``, one for each choice
-of each component.
+what the distribution is made of: ``mean`` and ``log_std`` (B, A), or ``logits``, one for each
+choice of each component.
 
 The graph does what :meth:`tether.control.policy.Policy.predict` does, in the same precisions.
 """
