@@ -43,9 +43,12 @@ def new_folder(path: Path) -> Iterator[Path]:
                     prefix=f".{path.name}.", suffix=_SUFFIX, dir=path.absolute().parent
                 )
             )
-            # mkdtemp lets only its owner in; the finished folder is an ordinary one.
-            unfinished.chmod(0o777 & ~_umask())
             yield unfinished
+            # mkdtemp and safetensors let only the owner read; the result is for others as well.
+            mask = ~_umask()
+            unfinished.chmod(0o777 & mask)
+            for file in unfinished.iterdir():
+                file.chmod(0o666 & mask)
             if path.exists():
                 path.rmdir()
             unfinished.rename(path)
