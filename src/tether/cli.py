@@ -82,7 +82,17 @@ _EXTRAS = {
     "control": frozenset({"av", "gymnasium", "jax", "jaxlib", "mujoco", "optax"}),
     "export": frozenset({"onnx", "onnxruntime"}),
     "language": frozenset(
-        {"datasets", "jinja2", "peft", "pyarrow", "sklearn", "tokenizers", "torch", "transformers"}
+        {
+            "datasets",
+            "gguf",
+            "jinja2",
+            "peft",
+            "pyarrow",
+            "sklearn",
+            "tokenizers",
+            "torch",
+            "transformers",
+        }
     ),
 }
 

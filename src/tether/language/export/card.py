@@ -37,8 +37,11 @@ model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/folder")
 The base model is read from where `adapter_config.json` says."""
 
 USE_GGUF: Final = """```sh
-llama-cli -m model.gguf -p "..."
-```"""
+llama-cli -m model.gguf
+```
+
+`transformers` reads the file as well:
+`AutoModelForCausalLM.from_pretrained("path/to/this/folder", gguf_file="model.gguf")`."""
 
 _CHAT_INPUTS: Final = """messages = [{"role": "user", "content": "Hello!"}]
 inputs = tokenizer.apply_chat_template(
