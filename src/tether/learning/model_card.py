@@ -94,7 +94,9 @@ def _lines(value: Any) -> list[str]:
         # "- " stands where the first line of an item would be indented.
         items = ([f"  {line}" for line in _lines(part)] for part in value)
         return [line for first, *rest in items for line in (f"- {first[2:]}", *rest)]
-    return [json.dumps(value, ensure_ascii=False)]
+    # JSON's texts are YAML's but for what is not printable, of which YAML wants more escaped.
+    plain = json.dumps(value, ensure_ascii=False)
+    return ["".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in plain)]
 
 
 def _entry(name: str, value: Any) -> list[str]:
