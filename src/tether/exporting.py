@@ -112,7 +112,7 @@ class Options:
     normalization inside; gguf: a language model for llama.cpp and Ollama."""
     out: Path
     """Folder to write, new or empty."""
-    settings: ExportOptions = field(default_factory=ExportOptions)
+    settings: ExportOptions = field(default_factory=lambda: ExportOptions.load({}))
     """How to write it."""
     env: str | None = None
     """Environment in which a policy is evaluated for its card; the run's own if not given."""

@@ -94,8 +94,11 @@ def _lines(value: Any) -> list[str]:
         # "- " stands where the first line of an item would be indented.
         items = ([f"  {line}" for line in _lines(part)] for part in value)
         return [line for first, *rest in items for line in (f"- {first[2:]}", *rest)]
-    # JSON's texts are YAML's but for what is not printable, of which YAML wants more escaped.
     plain = json.dumps(value, ensure_ascii=False)
+    if isinstance(value, float) and "e" in plain and "." not in plain:
+        # Without a point many readers of YAML take a number for a text.
+        plain = plain.replace("e", ".0e")
+    # JSON's texts are YAML's but for what is not printable, of which YAML wants more escaped.
     return ["".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in plain)]
 
 

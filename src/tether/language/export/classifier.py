@@ -90,8 +90,9 @@ def write_classifier(run: Run, folder: Path, dtype: str | None) -> dict[str, Any
 def _folded(reward: RewardModel) -> tuple[Tensor, float]:
     """Weight (H,) and constant of the one linear head that heads, gains and biases make up."""
     gain = torch.tensor(reward.gain)
-    weights = torch.stack([head.weight.double() for head in reward.heads])
-    biases = torch.stack([head.bias.double() for head in reward.heads])
+    heads: list[Any] = list(reward.heads)
+    weights = torch.stack([head.weight.double() for head in heads])
+    biases = torch.stack([head.bias.double() for head in heads])
     constant = (gain * biases + torch.tensor(reward.bias)).mean()
     return (gain[:, None] * weights).mean(0), float(constant)
 
@@ -104,8 +105,9 @@ def _classifier(trunk: Any, run: Run) -> Any:
     config.num_labels = 1
     config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
     config.problem_type = "regression"
+    classes: Any = AutoModelForSequenceClassification
     try:
-        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+        model = classes.from_config(config, dtype=torch.float32)
     except ValueError as error:
         raise UserError(
             f"transformers has no sequence classifier for the model of run {run.path} "
@@ -121,10 +123,15 @@ def _classifier(trunk: Any, run: Run) -> Any:
 def _head(model: Any, run: Run) -> nn.Linear:
     """The one layer that a classifier has beside its trunk."""
     trunk = set(model.base_model.modules())
-    others = [m for m in model.modules() if m not in trunk and not list(m.children())]
-    if len(others) != 1 or type(others[0]) is not nn.Linear or others[0].bias is not None:
+    others: list[Any] = [m for m in model.modules() if m not in trunk and not list(m.children())]
+    if (
+        len(others) != 1
+        or type(others[0]) is not nn.Linear
+        or getattr(others[0], "bias", None) is not None
+    ):
         raise _unsuitable(model, run)
-    return others[0]
+    head: nn.Linear = others[0]
+    return head
 
 
 def _unsuitable(model: Any, run: Run) -> UserError:
@@ -152,7 +159,7 @@ def _add_constant(model: Any, weight: Tensor, constant: float) -> bool:
     finally:
         for hook in hooks:
             hook.remove()
-    final = [module for module, output in given.items() if torch.equal(output, last)]
+    final: list[Any] = [module for module, output in given.items() if torch.equal(output, last)]
     if len(final) != 1:
         return False
     final[0].bias += (constant * weight / weight.square().sum()).to(final[0].bias)
