@@ -85,7 +85,7 @@ def test_every_mistake_is_one_line_and_leaves_nothing(
         ((language, "--to", "onnx", "--out", out), "holds a language model; expected hf or gguf"),
         ((policy, "--to", "gguf", "--out", out), "holds a policy for an environment; expected hf"),
         ((policy, "--to", "pdf", "--out", out), "hf"),
-        ((runs["new"], "--to", "onnx", "--out", out), "has no checkpoint yet"),
+        ((runs["new"], "--to", "onnx", "--out", out), "has no checkpoint yet, so there is nothing"),
         ((runs["pretraining"], "--to", "hf", "--out", out), "is one of pretraining"),
         ((policy, "--to", "onnx"), "--out is required"),
         ((policy, "--out", out), "--to is required"),
