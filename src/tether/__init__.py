@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tether.control.policy import Policy
     from tether.control.sb3 import as_sb3
     from tether.control.training import TrainedPolicy, evaluate_run
+    from tether.exporting import export
     from tether.language.runs.training import TrainedModel
     from tether.learning.callbacks import BaseCallback, Every, StopOnReturn
     from tether.learning.engine import Trained
@@ -36,6 +37,7 @@ _HOMES = {
     "as_sb3": "tether.control.sb3",
     "evaluate": "tether.api",
     "evaluate_run": "tether.control.training",
+    "export": "tether.exporting",
     "generate": "tether.api",
     "load": "tether.api",
     "resume": "tether.api",
@@ -54,6 +56,7 @@ __all__ = [
     "as_sb3",
     "evaluate",
     "evaluate_run",
+    "export",
     "generate",
     "load",
     "resume",

@@ -83,8 +83,10 @@ def load(run: str | Path, **arguments: Any) -> Any:
     """What a run has learned, from its newest checkpoint.
 
     Args:
-        run: the run's folder.
-        **arguments: for a language model ``device``, and ``model`` and ``tokenizer`` if the run
+        run: the run's folder; or a file of :meth:`tether.control.policy.Policy.save`, or a folder
+            that :func:`tether.export` wrote of a policy.
+        **arguments: for a policy with a network of your own ``network``; for a language model
+            ``device``, and ``model`` and ``tokenizer`` if the run
             was started from a model object.
 
     Returns:
@@ -95,6 +97,12 @@ def load(run: str | Path, **arguments: Any) -> Any:
     Raises:
         UserError: not a run, or nothing is saved in it yet.
     """
+    path = Path(run)
+    if (path.is_dir() and not (path / "run.json").exists()) or path.is_file():
+        # What Policy.save or tether.export wrote of a policy.
+        from tether.control.training import load as load_policy
+
+        return load_policy(run, **arguments)
     return engine_of_run(run).load(run, **arguments)
 
 

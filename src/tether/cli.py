@@ -71,6 +71,9 @@ COMMANDS: dict[str, Command] = {
         "tether.language.commands.speak:generate",
     ),
     "chat": Command("MODEL", "talk with a model or a run", "tether.language.commands.speak:chat"),
+    "export": Command(
+        "RUN --to F --out DIR", "write a run's model for other programs", "tether.exporting:command"
+    ),
     "study": Command("NAME", "reproduce a result of the lecture", "tether.studies.commands:study"),
     "plot": Command("RUN...", "draw learning curves", "tether.run_commands:plot"),
     "report": Command(
@@ -93,8 +96,19 @@ _LEARNING = frozenset({"train", "resume", "sft", "reward", "rlhf", "dpo"})
 # What each extra brings; another module that is missing is the user's own, or a defect.
 _EXTRAS = {
     "control": frozenset({"av", "gymnasium", "jax", "jaxlib", "mujoco", "optax"}),
+    "export": frozenset({"onnx", "onnxruntime"}),
     "language": frozenset(
-        {"datasets", "jinja2", "peft", "pyarrow", "sklearn", "tokenizers", "torch", "transformers"}
+        {
+            "datasets",
+            "gguf",
+            "jinja2",
+            "peft",
+            "pyarrow",
+            "sklearn",
+            "tokenizers",
+            "torch",
+            "transformers",
+        }
     ),
 }
 

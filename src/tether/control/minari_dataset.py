@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from tether.control.demonstrations import Demonstrations, check_spaces, one_line
+from tether.control.demonstration_data import Demonstrations, check_spaces, one_line
 from tether.control.distributions import ActionHead
 from tether.control.envs.arrays import policy_space
 from tether.errors import UserError

@@ -141,6 +141,11 @@ _ACTIVATIONS: dict[Activation, Callable[[Any, Array], Array]] = {
 }
 
 
+def convolution_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides of the convolutions that see images of `shape` (H, W, C)."""
+    return tuple(stride for _, stride, _ in _convolutions_for(shape))
+
+
 def _convolutions_for(shape: tuple[int, ...]) -> tuple[tuple[int, int, int], ...]:
     return CONVOLUTIONS if min(shape[:2]) >= 36 else SMALL_CONVOLUTIONS
 

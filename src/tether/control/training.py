@@ -17,6 +17,7 @@ from tether.control.envs.vector import EnvLike, count_of, make
 from tether.control.evaluation import EVALUATION_SEED, Evaluation, evaluate
 from tether.control.methods import METHODS
 from tether.control.policy import Policy, PolicySpec
+from tether.control.policy_folder import is_policy_folder, load_policy_folder
 from tether.control.policy_learner import PolicyConfig, PolicyLearner, check_own_network
 from tether.control.run_environment import (
     adopt_num_envs,
@@ -223,13 +224,16 @@ train, resume, configure = ENGINE.train, ENGINE.resume, ENGINE.configure
 
 
 def load(run: str | Path, *, network: Any = None) -> Policy:
-    """The policy in a run's newest checkpoint, or in a file of :meth:`Policy.save`.
+    """The policy in a run's newest checkpoint, or in a file of :meth:`Policy.save`, or in a
+    folder that ``tether.export`` wrote.
 
     Needs neither the environment nor, unless the policy looks at images, JAX. A policy with a
     network of its user's own needs that as `network`.
     """
     if Path(run).is_file():
         return Policy.load(run, network=network)
+    if is_policy_folder(run):
+        return load_policy_folder(run)
     opened = Run.open(run)
     if "policy" not in opened.spec:
         raise UserError(
