@@ -159,8 +159,8 @@ def test_lists(tether_) -> None:
     known = {n: m.summary for engine in ENGINES for n, m in methods_of(engine).items()}
     methods, envs = tether_("methods", "--json").json, tether_("envs", "--json").json
     assert methods == known and {"ppo", "dpo"} <= set(methods)
-    assert {envs[name]["door"] for name in BATCHED_TASKS} == {"mujoco"}
-    assert envs["CartPole-v1"]["door"] == "gymnasium"
+    assert {envs[name]["backend"] for name in BATCHED_TASKS} == {"mujoco"}
+    assert envs["CartPole-v1"]["backend"] == "gymnasium"
     for name, lines in (("methods", methods), ("envs", envs)):
         table = [line for line in tether_(name).out.splitlines() if not line.endswith(":")]
         assert [line.split()[0] for line in table] == list(lines)
