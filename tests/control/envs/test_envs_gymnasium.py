@@ -154,6 +154,11 @@ def test_states_of_others_are_refused():
         make("CartPole-v1", 3).restore(state)
     with pytest.raises(UserError, match="has backend 'mujoco'"):
         env.restore({**state, "backend": "mujoco"})
+    # As the first version's checkpoints have it.
+    named = {("door" if name == "backend" else name): value for name, value in state.items()}
+    env.restore(named)
+    with pytest.raises(UserError, match="has backend 'mujoco'"):
+        env.restore({**named, "door": "mujoco"})
     with pytest.raises(UserError, match="actions of shape"):
         env.restore({**state, "lengths": np.array([1, 5])})
     for seed in (-1, 0.5, True, "0"):

@@ -242,7 +242,9 @@ def test_only_untouched_tasks_take_the_door():
 
 
 def test_both_doors_give_the_same_first_episode():
-    batched, single = (make("Walker2d-v5", 2, backend=backend) for backend in ("mujoco", "gymnasium"))
+    batched, single = (
+        make("Walker2d-v5", 2, backend=backend) for backend in ("mujoco", "gymnasium")
+    )
     assert batched.observation_space == single.observation_space
     assert batched.reset(4).tobytes() == single.reset(4).tobytes()
     running = np.ones(2, bool)

@@ -8,7 +8,7 @@ from sample_environments import Scripted
 from tether.control.envs import VectorEnv, make
 from tether.errors import UserError
 
-BOTH_DOORS = pytest.mark.parametrize("backend", ["mujoco", "gymnasium"])
+BOTH_BACKENDS = pytest.mark.parametrize("backend", ["mujoco", "gymnasium"])
 
 
 def reacher(backend: str, num_envs: int) -> VectorEnv:
@@ -40,7 +40,7 @@ def ends(env: VectorEnv, steps: int) -> list[list[int]]:
     return found
 
 
-@BOTH_DOORS
+@BOTH_BACKENDS
 def test_staggered_environments_are_cut_apart_once_and_keep_their_distance(backend: str) -> None:
     env = reacher(backend, 4)
     plain = env.reset(7).copy()
@@ -50,7 +50,7 @@ def test_staggered_environments_are_cut_apart_once_and_keep_their_distance(backe
     assert ends(env, 20) == [[10, 20]] * 4
 
 
-@BOTH_DOORS
+@BOTH_BACKENDS
 def test_a_staggered_first_episode_resumes(backend: str) -> None:
     env, other = reacher(backend, 3), reacher(backend, 3)
     env.reset(1, stagger=True)
@@ -61,14 +61,14 @@ def test_a_staggered_first_episode_resumes(backend: str) -> None:
     assert ends(other, 20) == ends(env, 20) == [[9, 19], [2, 12], [5, 15]]
 
 
-@BOTH_DOORS
+@BOTH_BACKENDS
 def test_without_a_time_limit_there_is_nothing_to_stagger(backend: str) -> None:
     env = make("HalfCheetah-v5", 3, backend=backend, max_episode_steps=-1)
     env.reset(0, stagger=True)
     assert ends(env, 30) == [[]] * 3
 
 
-@BOTH_DOORS
+@BOTH_BACKENDS
 def test_states_from_before_there_was_stagger_are_restored(backend: str) -> None:
     env, other = reacher(backend, 2), reacher(backend, 2)
     env.reset(1)
@@ -80,7 +80,7 @@ def test_states_from_before_there_was_stagger_are_restored(backend: str) -> None
     assert ends(other, 15) == ends(env, 15) == [[5, 15]] * 2
 
 
-@BOTH_DOORS
+@BOTH_BACKENDS
 def test_limits_of_other_environments_are_refused(backend: str) -> None:
     env = reacher(backend, 2)
     env.reset(0)
@@ -89,7 +89,7 @@ def test_limits_of_other_environments_are_refused(backend: str) -> None:
         env.restore(state)
 
 
-@BOTH_DOORS
+@BOTH_BACKENDS
 def test_one_environment_and_more_than_there_are_steps(backend: str) -> None:
     alone = reacher(backend, 1)
     alone.reset(0, stagger=True)
