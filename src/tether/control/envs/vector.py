@@ -54,11 +54,12 @@ def make(
             anew from its ``spec``, which does not know changes made to it by hand. Also a vector
             environment, of Gymnasium or of this protocol, which is stepped itself.
         num_envs: N >= 1.
-        backend: "mujoco" to step MuJoCo directly, "gymnasium" for Gymnasium itself; "auto" takes the
-            first where an id is one of :data:`BATCHED_TASKS`. Both give the same numbers until an
-            episode ends; then the Gymnasium backend reseeds, to be resumable, where the MuJoCo backend
-            goes on with the same generator, as Gymnasium does.
-        threads: threads that step the physics, the caller's included; the Gymnasium backend has one.
+        backend: "mujoco" to step MuJoCo directly, "gymnasium" for Gymnasium itself; "auto" takes
+            the first where an id is one of :data:`BATCHED_TASKS`. Both give the same numbers until
+            an episode ends; then the Gymnasium backend reseeds, to be resumable, where the MuJoCo
+            backend goes on with the same generator, as Gymnasium does.
+        threads: threads that step the physics, the caller's included; the Gymnasium backend has
+            one.
         **env_kwargs: passed to ``gymnasium.make`` (``max_episode_steps`` among them), or to the
             function.
 
