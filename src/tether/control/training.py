@@ -160,7 +160,7 @@ class ControlEngine(Engine[PolicyLearner, TrainedPolicy]):
         seed = int(spec["seed"])
         check_budget(total_steps, seed)
         kind = self.find_again(run, method)
-        config = _configure(run.method, kind, spec["preset"], run.config)
+        config = _configure(run.method, kind, spec["preset"], run.config, recorded=True)
         initial = _initial_policy(run)
         world = _environment(run, env, kind.environments(config), threads)
         learner = _build(kind, config, world, seed, total_steps, initial)
@@ -271,10 +271,13 @@ def default_threads() -> int:
     return min(8, cores())
 
 
-def _configure(name: str, kind: Any, preset: str, settings: Mapping[str, Any]) -> PolicyConfig:
+def _configure(
+    name: str, kind: Any, preset: str, settings: Mapping[str, Any], *, recorded: bool = False
+) -> PolicyConfig:
     if preset not in kind.presets:
         raise UserError(f"unknown preset {preset!r} of {name}; known: {', '.join(kind.presets)}")
-    config: PolicyConfig = kind.config_class.load({**kind.presets[preset], **settings})
+    values = {**kind.presets[preset], **settings}
+    config: PolicyConfig = kind.config_class.load(values, recorded=recorded)
     return config
 
 

@@ -211,7 +211,8 @@ class LanguageEngine(Engine[LanguageLearner, TrainedModel]):
                 f"run {run.path} was started from a data object, not a file; pass the same data as "
                 "data="
             )
-        config = kind.config_class.load(run.config, source=run.path / "run.json")
+        source_name = run.path / "run.json"
+        config = kind.config_class.load(run.config, source=source_name, recorded=True)
         about = self.about(run.method, kind)
         join()
         with processes().leader_first():
