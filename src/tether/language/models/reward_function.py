@@ -51,7 +51,7 @@ class RewardFunction:
         """
         self.name = name or name_of_function(function)
         if isinstance(function, type) or not callable(function):
-            what = "a class" if isinstance(function, type) else f"a {type(function).__name__}"
+            what = "a class" if isinstance(function, type) else _kind(function)
             raise UserError(
                 f"the reward {self.name} is {what}; expected a function (prompts, completions, "
                 "**columns), a run of `tether reward`, or a reward model"
@@ -80,7 +80,7 @@ class RewardFunction:
         """Checks that the data have what the function takes.
 
         Args:
-            columns: that are passed on.
+            columns: the other columns of the data.
             data: what to call the data.
 
         Raises:
@@ -88,11 +88,11 @@ class RewardFunction:
         """
         missing = [n for n in self._required if n not in _GIVEN and n not in columns]
         if missing:
-            others = f"the columns {', '.join(columns)}" if columns else "no other columns"
+            others = f"its other columns: {', '.join(columns)}" if columns else "no other columns"
             raise UserError(
-                f"the reward {self.name} takes {missing[0]!r}, and the data {data} have {others} "
-                f"beside {', '.join(_GIVEN)}; rename the parameter, give it a default, or add the "
-                "column"
+                f"the reward {self.name} takes {missing[0]!r}, which is neither one of "
+                f"{', '.join(_GIVEN)} nor in {data} ({others}); rename the parameter, give it a "
+                "default, or add the column"
             )
 
     def choose(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,9 +217,7 @@ def name_of_function(function: Any) -> str:
 def named_row(items: Sequence[Completion], row: int) -> str:
     """A row of a batch, and which prompt it answers, for an error message."""
     prompt = items[row].row
-    return f"row {row}" + (
-        f" (an answer to prompt {prompt} of the data)" if prompt is not None else ""
-    )
+    return f"row {row}" if prompt is None else f"row {row} (an answer to prompt {prompt} of data)"
 
 
 def place_of(error: BaseException, file: str | None = None) -> str:

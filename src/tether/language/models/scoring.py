@@ -65,7 +65,7 @@ def score_function(
             or in another number.
     """
     reward = RewardFunction(function)
-    reward.check([*columns], "given")
+    reward.check([*columns], "what is given")
     if prompts is None:
         if columns:
             raise UserError(f"{', '.join(columns)} is given without prompts; give prompts= too")

@@ -78,7 +78,7 @@ def prepare(
             takes what the data do not have.
     """
     if _are_records(data):
-        _check_functions(functions, (), "given as tokens")
+        _check_functions(functions, (), "data that are tokens")
         records = cast(Sequence[TokenRecord], data)
         return _from_records(about, setup, records, config, given)
     reviews = isinstance(data, str) and data == MOVIE_REVIEWS
