@@ -120,7 +120,7 @@ def _same(given: Sequence[str], recorded: Sequence[str]) -> bool:
     return len(given) == len(recorded) and all(map(agrees, given, recorded))
 
 
-def _read(reward: Reward) -> tuple[str, RewardFunction | RewardModel | None]:
+def _read(reward: Any) -> tuple[str, RewardFunction | RewardModel | None]:
     if isinstance(reward, RewardFunction):
         return reward.name, reward
     if isinstance(reward, RewardModel):
