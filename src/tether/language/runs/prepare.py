@@ -9,17 +9,17 @@ from typing import Any, cast, get_args
 
 from tether.errors import UserError
 from tether.language.data.formats import FORMATS, Conversation, Samples, read_data
-from tether.language.data.tokenize import TokenRecord, digest, fit, tokenize
-from tether.language.methods import LanguageMethod
-from tether.language.models.language_model import LanguageModel
-from tether.language.reviews.prompts import Split, prefixes
-from tether.language.models.from_run import Setup, is_run, open_run, with_template
-from tether.language.data.sources import MOVIE_REVIEWS, DataLike
-from tether.language.learners.splitting import split
-from tether.language.data.templates import Kind, Template
-from tether.language.data.tokens import Prompt, Truncation
 from tether.language.data.prompt_rows import NO_COLUMNS, PromptRows
+from tether.language.data.sources import MOVIE_REVIEWS, DataLike
+from tether.language.data.templates import Kind, Template
+from tether.language.data.tokenize import TokenRecord, digest, fit, tokenize
+from tether.language.data.tokens import Prompt, Truncation
+from tether.language.learners.splitting import split
+from tether.language.methods import LanguageMethod
+from tether.language.models.from_run import Setup, is_run, open_run, with_template
+from tether.language.models.language_model import LanguageModel
 from tether.language.models.reward_function import RewardFunction
+from tether.language.reviews.prompts import Split, prefixes
 
 logger = logging.getLogger(__name__)
 
@@ -253,7 +253,7 @@ def _learned_template(setup: Setup) -> Kind | None:
 def _chat_if_it_can(
     kind: Kind, setup: Setup, samples: Samples | None, model: LanguageModel
 ) -> Kind:
-    """chat where prompts of plain text meet a model with a chat template.
+    """The template chat where prompts of plain text meet a model with a chat template.
 
     It is asked through that template when it is used, so what it learns has to pass through it.
     """

@@ -14,7 +14,7 @@ from tether.language.data.sources import MOVIE_REVIEWS, DataLike
 from tether.language.data.tokens import Truncation
 from tether.language.learners.language_learner import LanguageLearner
 from tether.language.methods import METHODS, LanguageMethod
-from tether.language.methods.rlhf.given_rewards import GivenRewards, Reward
+from tether.language.methods.rlhf.given_rewards import Reward
 from tether.language.models.files import SMOLLM2, TINY
 from tether.language.models.from_run import (
     Setup,
@@ -101,7 +101,8 @@ class LanguageEngine(Engine[LanguageLearner, TrainedModel]):
 
     def about(self, name: str, kind: Any) -> LanguageMethod:
         """What a method learns from; of a class from outside, its attribute ``about``."""
-        return METHODS[name] if name in METHODS else kind.about
+        found = METHODS.get(name)
+        return kind.about if found is None else found
 
     def prepare(
         self,
