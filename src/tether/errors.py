@@ -25,6 +25,10 @@ class NonFiniteError(UserError):
     """A loss, parameter or gradient became NaN or Inf; the last good checkpoint is kept."""
 
 
+class RewardError(UserError):
+    """A reward failed or returned something unusable, before anything of the iteration moved."""
+
+
 class Interrupted(KeyboardInterrupt):
     """Training was stopped by SIGINT or SIGTERM after its checkpoint was saved.
 

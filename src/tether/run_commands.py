@@ -32,6 +32,9 @@ class ResumeOptions:
     """Save whenever training passes a multiple of so many steps, and every minute in any case."""
     threads: int | None = None
     """Physics threads of a policy's run; all cores up to 8 if not given."""
+    reward: tuple[str, ...] = ()
+    """Rewards of a language model's run, needed again if some are Python functions:
+    module:function."""
     sinks: tuple[Literal["tensorboard", "wandb", "trackio"], ...] | None = None
     """Where metrics go besides metrics.jsonl; where they went so far if not given."""
     json: bool = False
@@ -57,6 +60,7 @@ def resume(arguments: Sequence[str]) -> None:
         "total_steps": options.total_steps,
         "checkpoint_every": options.checkpoint_every,
         "threads": options.threads,
+        "reward": options.reward or None,
         "sinks": options.sinks,
     }
     given = {name: value for name, value in optional.items() if value is not None}

@@ -105,8 +105,8 @@ def test_mistakes_are_told(asked, tmp_path):
     for words, expected in (
         (("--n", 0), "n is 0; expected"),
         (("--reward", "nowhere"), "is no folder of a run"),
-        (("--gold", "nowhere", "--n", 2), "is no folder of a run"),
-        (("--data", "missing.jsonl"), "there is no data file"),
+        (("--reward", "lexicon", "--gold", "nowhere", "--n", 2), "is no folder of a run"),
+        (("--reward", "lexicon", "--data", "missing.jsonl"), "there is no data file"),
         (("--out", "prompts.jsonl"), "there is a file prompts.jsonl already; choose another --out"),
     ):
         code, _, _, err = asked(*words)

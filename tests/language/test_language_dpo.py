@@ -209,12 +209,16 @@ def expected_loss(loss: str, made: DPOLearner, reference) -> float:
 @pytest.mark.parametrize("loss", [*LOSSES, "ipo-mean"])
 def test_every_loss_is_its_papers_formula(loss):
     data = pairs(2, seed=4)
-    settings = {
-        "loss": loss.removesuffix("-mean"),
-        "ipo_normalization": "mean" if loss == "ipo-mean" else "sum",
-        "beta": 0.4, "gamma": 0.7, "orpo_lambda": 0.3, "unlikelihood_alpha": 0.6,
-        "desirable_weight": 1.2, "undesirable_weight": 0.9, "batch_size": 1,
-    }  # fmt: skip
+    name = loss.removesuffix("-mean")
+    used = {
+        "dpo": {"beta": 0.4},
+        "ipo": {"beta": 0.4, "ipo_normalization": "mean" if loss == "ipo-mean" else "sum"},
+        "simpo": {"beta": 0.4, "gamma": 0.7},
+        "orpo": {"orpo_lambda": 0.3},
+        "kto": {"beta": 0.4, "desirable_weight": 1.2, "undesirable_weight": 0.9},
+        "unlikelihood": {"unlikelihood_alpha": 0.6},
+    }
+    settings = {"loss": name, "batch_size": 1, **used.get(name, {})}
     made = moved(prepared(exact(), data, **settings, **FAST), 3)
     with torch.no_grad():
         means = Means()

@@ -174,10 +174,11 @@ def test_numbers_and_tensors_are_averaged_apart(monkeypatch):
 
 def test_a_fixed_score_is_off_and_warned_of_beside_scores_of_another_level(caplog):
     assert RLHFConfig().missing_eos_score is None
-    for settings in ({"missing_eos_score": -1.0, "normalize_score": True}, {"reward": ("runs/r",)}):
+    fixed = {"missing_eos_score": -1.0, "reward": ("sentiment",)}
+    for settings in ({**fixed, "normalize_score": True}, {**fixed, "reward": ("runs/r",)}):
         warn_of_scale(RLHFConfig(**settings))
     assert not caplog.records
-    warn_of_scale(RLHFConfig(missing_eos_score=-1.0))
+    warn_of_scale(RLHFConfig(**fixed))
     assert "beside scores of sentiment as they are" in caplog.text
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 from hypothesis import given
@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from tether.errors import UserError
 from tether.learning import Config
+from tether.learning.config import When
 
 
 class Optimizer(Config):
@@ -153,3 +154,63 @@ def test_a_bad_default_is_a_defect_found_at_once() -> None:
 
     with pytest.raises(UserError, match="epochs is 0"):
         Wrong()
+
+
+class _Chosen(Config):
+    applies: ClassVar[dict[str, When | tuple[When, ...]]] = {
+        "margin": When("loss", ("hinge", "squared")),
+        "slope": (When("loss", "hinge"), When("rounds", unless=0)),
+        "never": When(None),
+    }
+
+    loss: str = "hinge"
+    rounds: int = 0
+    margin: float = 1.0
+    slope: float = 2.0
+    never: int = 3
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"loss": "log", "margin": 0.3},
+            "margin is 0.3, which loss 'log' does not use; leave it out, or choose loss hinge or "
+            "squared",
+        ),
+        (
+            {"rounds": 1, "loss": "log", "slope": 1.0},
+            "slope is 1.0, which loss 'log' does not use; leave it out, or choose loss hinge",
+        ),
+        (
+            {"slope": 1.0},
+            "slope is 1.0, which rounds 0 does not use; leave it out, or change rounds",
+        ),
+        ({"never": 4}, "never is 4, which this method does not use; leave it out"),
+    ],
+)
+def test_a_setting_that_would_do_nothing_is_refused(given: dict[str, Any], message: str):
+    for make in (_Chosen.load, lambda values: _Chosen(**values)):
+        with pytest.raises(UserError) as raised:
+            make(given)
+        assert str(raised.value) == f"_Chosen: {message}"
+    assert _Chosen.load(given, recorded=True).dump() == {**_Chosen().dump(), **given}
+
+
+def test_defaults_and_what_is_used_may_be_given():
+    _Chosen(loss="log", margin=1.0)
+    _Chosen(loss="squared", margin=0.3)
+    _Chosen(rounds=2, slope=1.0)
+    # What was saved holds every setting.
+    assert _Chosen.load(_Chosen(loss="log").dump()) == _Chosen(loss="log")
+
+
+def test_a_class_adds_to_what_its_bases_say():
+    class Derived(_Chosen):
+        applies: ClassVar[dict[str, When | tuple[When, ...]]] = {"extra": When("loss", "log")}
+        extra: int = 0
+
+    with pytest.raises(UserError, match="extra is 1"):
+        Derived(extra=1)
+    with pytest.raises(UserError, match="margin is 2"):
+        Derived(loss="log", extra=1, margin=2.0)

@@ -176,7 +176,7 @@ class ControlEngine(Engine[PolicyLearner, TrainedPolicy]):
         check_budget(total_steps, seed)
         kind = self.find_again(run, method)
         network = given_network(network)
-        config = _configure(run.method, kind, spec["preset"], recorded_settings(run))
+        config = _configure(run.method, kind, spec["preset"], recorded_settings(run), recorded=True)
         PolicySpec.from_json(spec["policy"], network)  # says so where the network does not fit
         initial = _initial_policy(run, network)
         world = run_environment(run, env, kind.environments(config), threads)
@@ -285,10 +285,13 @@ def check_budget(total_steps: int, seed: int) -> None:
         raise UserError(f"seed is {seed}; expected 0 to {2**31 - 1}, or None to draw one")
 
 
-def _configure(name: str, kind: Any, preset: str, settings: Mapping[str, Any]) -> PolicyConfig:
+def _configure(
+    name: str, kind: Any, preset: str, settings: Mapping[str, Any], *, recorded: bool = False
+) -> PolicyConfig:
     if preset not in kind.presets:
         raise UserError(f"unknown preset {preset!r} of {name}; known: {', '.join(kind.presets)}")
-    config: PolicyConfig = kind.config_class.load({**kind.presets[preset], **settings})
+    values = {**kind.presets[preset], **settings}
+    config: PolicyConfig = kind.config_class.load(values, recorded=recorded)
     return config
 
 

@@ -6,26 +6,54 @@ command line shows as help::
     class PPOConfig(Config):
         epsilon: float = Field(0.2, gt=0, lt=1)
         \"\"\"Clip range of the probability ratio. Larger: bolder updates. Usually 0.1 to 0.3.\"\"\"
+
+A setting that only some choices of another setting use is named in ``applies``, so that a value
+which would do nothing is refused::
+
+        applies = {"kl_target": When("kl_controller", "adaptive")}
 """
 
 import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Final, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
 from pydantic_core import ErrorDetails
 
 from tether.errors import UserError
 from tether.learning.foreign_names import in_tethers_words
 
+_RECORDED: Final = "recorded"
+
+
+class When(NamedTuple):
+    """A setting's use depends on another setting.
+
+    Attributes:
+        setting: name of the other setting; None: this method never uses the value.
+        values: the value of `setting`, or a tuple of them, with which the dependent one is used.
+        unless: instead of `values`: the one value of `setting` with which it is not used.
+    """
+
+    setting: str | None
+    values: Any = ()
+    unless: Any = ()
+
 
 class Config(BaseModel):
     """Base of all settings: frozen, finite, defaults checked, unknown keys an error.
 
-    A mistake raises a one-line :class:`tether.errors.UserError`, from Python as from a file.
+    A mistake raises a one-line :class:`tether.errors.UserError`, from Python as from a file. So
+    does a setting that is given, is not its default, and is not used beside the other settings.
+
+    Attributes:
+        applies: the settings that are not always used, and when they are; of several conditions
+            all have to hold. A class adds to what its bases say.
     """
+
+    applies: ClassVar[Mapping[str, When | tuple[When, ...]]] = {}
 
     model_config = ConfigDict(
         frozen=True,
@@ -46,19 +74,41 @@ class Config(BaseModel):
     # keeps its full location.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
+    @model_validator(mode="after")
+    def _all_are_used(self, info: ValidationInfo) -> Self:
+        if (info.context or {}).get(_RECORDED):
+            return self
+        for name, conditions in _conditions(type(self)).items():
+            value = getattr(self, name)
+            default = type(self).model_fields[name].get_default(call_default_factory=True)
+            if name not in self.model_fields_set or value == default:
+                continue
+            for condition in (conditions,) if isinstance(conditions, When) else conditions:
+                if (problem := _unused(self, condition)) is not None:
+                    raise ValueError(f"{name} is {_shown(value)}, which {problem}")
+        return self
+
     @classmethod
-    def load(cls, data: Mapping[str, Any], *, source: str | Path | None = None) -> Self:
+    def load(
+        cls,
+        data: Mapping[str, Any],
+        *,
+        source: str | Path | None = None,
+        recorded: bool = False,
+    ) -> Self:
         """Settings from a mapping, such as what :meth:`dump` gave.
 
         Args:
             data: values by field name, nested as the fields are.
             source: where they come from (a file), named in errors.
+            recorded: they are a run's record, which an earlier version may have written: values
+                that are not used are no mistake of the user's.
 
         Raises:
             UserError: an unknown key (with the closest known one), or a bad value.
         """
         try:
-            return cls.model_validate(dict(data))
+            return cls.model_validate(dict(data), context={_RECORDED: recorded})
         except ValidationError as error:
             raise UserError(_one_line(cls, error, source)) from None
 
@@ -80,6 +130,35 @@ class Config(BaseModel):
     def dump(self) -> dict[str, Any]:
         """The settings as JSON-able values; ``load`` of them gives an equal config."""
         return self.model_dump(mode="json")
+
+
+def _conditions(model: type[Config]) -> dict[str, When | tuple[When, ...]]:
+    found: dict[str, When | tuple[When, ...]] = {}
+    for base in reversed(model.__mro__):
+        found |= base.__dict__.get("applies", {})
+    return found
+
+
+def _unused(config: Config, condition: When) -> str | None:
+    """Why a setting with this condition is not used, and what to do; None: it is used."""
+    if condition.setting is None:
+        return "this method does not use; leave it out"
+    other = getattr(config, condition.setting)
+    if condition.values == ():
+        if other != condition.unless:
+            return None
+        change = f"change {condition.setting}"
+    else:
+        values = condition.values if isinstance(condition.values, tuple) else (condition.values,)
+        if other in values:
+            return None
+        *first, last = map(_shown, values)
+        change = f"choose {condition.setting} {' or '.join([', '.join(first), last][not first :])}"
+    return f"{condition.setting} {other!r} does not use; leave it out, or {change}"
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else repr(value)
 
 
 def _one_line(

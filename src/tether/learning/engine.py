@@ -173,6 +173,14 @@ class Engine(ABC, Generic[LearnerT, TrainedT]):
         """How many of `count` trainings to run at once, and what each of them then takes."""
         return 1, {}
 
+    def opened(self, method: str | type[Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a training, where the name of an object is replaced by the object.
+
+        Several seeds record their arguments by name or not at all, and a record must not make
+        anybody import what it names.
+        """
+        return dict(arguments)
+
     def remarks(self, prepared: Prepared[LearnerT]) -> Sequence[str]:
         """What the user should know before training begins, a line each."""
         return ()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from tether.errors import RunError, UserError
+from tether.errors import RewardError, RunError, UserError
 from tether.learning.callbacks import Callback, CallbackList, Outcome, RunView
 from tether.learning.learner import Learner, Metrics
 from tether.learning.output.metrics import MetricsFile
@@ -149,7 +149,10 @@ class Loop:
 
     def _iterate(self) -> tuple[Metrics, bool]:
         learner, before = self._learner, self._learner.steps
-        metrics = dict(learner.iterate())
+        try:
+            metrics = dict(learner.iterate())
+        except RewardError as error:
+            raise self._all_saved(error) from error
         if learner.steps < before:
             raise RuntimeError(f"the learner's steps fell from {before} to {learner.steps}")
         now = time.monotonic()
@@ -165,6 +168,17 @@ class Loop:
         for sink in self._sinks:
             sink.write(learner.steps, metrics)
         return metrics, go_on
+
+    def _all_saved(self, error: RewardError) -> RewardError:
+        """Saves what was learned before an error that has moved nothing; says how to go on."""
+        if not self._lines:
+            return error
+        if self._unsaved:
+            self._save()
+        return RewardError(
+            f"{error}; every finished iteration is saved: correct the reward, and resume "
+            f"{self._folder.path}"
+        )
 
     def _due(self) -> bool:
         cadence, steps = self._cadence, self._learner.steps

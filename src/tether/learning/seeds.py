@@ -114,6 +114,7 @@ def train_seeds(
     if "seed" in arguments:
         raise UserError("seed and seeds are both given; give one of them")
     name, _ = engine.find(method)
+    arguments = engine.opened(method, arguments)
     subject = engine.subject(arguments)
     short_name = name.rpartition(":")[2]
     folder = Path(out) if out is not None else default_folder(short_name, subject, seeds[0])

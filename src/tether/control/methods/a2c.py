@@ -41,6 +41,7 @@ from tether.control.parameters import (
 from tether.control.policy import PolicySpec
 from tether.control.policy_gradient import ascend, mean_kl, policy_gradient
 from tether.control.rollout import Rollout
+from tether.learning.config import When
 from tether.learning.learner import Metrics, State
 
 Array = Any
@@ -48,6 +49,8 @@ Array = Any
 
 class A2CConfig(OnPolicyConfig):
     """Settings of A2C."""
+
+    applies: ClassVar[dict[str, When]] = {"rmsprop_decay": When("optimizer", "rmsprop")}
 
     num_envs: int = Field(16, ge=1)
     """Environments stepped side by side. More decorrelate each small batch (usual: 8-64)."""

@@ -23,11 +23,14 @@ from tether.control.networks import Network, forward
 from tether.control.parameters import PolicyParameters
 from tether.control.policy_learner import PolicyConfig, PolicyLearner
 from tether.errors import BadEnvironmentError
+from tether.learning.config import When
 from tether.learning.learner import Metrics, State
 
 
 class CEMConfig(PolicyConfig):
     """Settings of the cross-entropy method."""
+
+    applies: ClassVar[dict[str, When]] = {"initial_log_std": When(None)}
 
     population: int = Field(64, ge=2)
     """Policies in a generation, each in an environment of its own. More search wider, slower."""

@@ -27,6 +27,7 @@ from tether.control.learner import OnPolicyConfig
 from tether.control.methods.ppo import PPO, Minibatch, ProximalConfig
 from tether.control.parameters import PolicyParameters
 from tether.control.policy import PolicySpec
+from tether.learning.config import When
 from tether.learning.learner import Metrics, State
 
 Array = Any
@@ -37,6 +38,8 @@ SMALLEST_BETA, LARGEST_BETA = 1e-4, 1e4
 
 class PPOKLConfig(ProximalConfig):
     """Settings of PPO with a KL penalty."""
+
+    applies: ClassVar[dict[str, When]] = {"kl_target": When("fixed_beta", values=(False,))}
 
     beta: float = Field(1.0, ge=0)
     """Price of a nat at the start, or throughout with `fixed_beta`. Raising it moves less."""

@@ -38,6 +38,7 @@ from tether.control.parameters import PolicyParameters
 from tether.control.policy import PolicySpec
 from tether.control.policy_gradient import ascend, mean_kl, policy_gradient
 from tether.control.rollout import Rollout
+from tether.learning.config import When
 from tether.learning.learner import Metrics, State
 
 Array = Any
@@ -45,6 +46,11 @@ Array = Any
 
 class ReinforceConfig(CriticConfig):
     """Settings of REINFORCE; those of the critic matter only with the baseline."""
+
+    applies: ClassVar[dict[str, When]] = {
+        name: When("weight", "baseline")
+        for name in ("critic_epochs", "critic_minibatch_size", "critic_learning_rate")
+    }
 
     weight: Literal["return", "reward-to-go", "baseline"] = "reward-to-go"
     """What grad log pi is weighted with: G_0, G_t or G_t - V(s_t); each has less variance."""

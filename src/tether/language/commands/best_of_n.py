@@ -18,31 +18,26 @@ from tether.errors import UserError
 from tether.language.data.sources import MOVIE_REVIEWS
 from tether.language.methods import METHODS
 from tether.language.methods import best_of_n as sampling
-from tether.language.methods.rlhf.config import SENTIMENT
+from tether.language.methods.rlhf.given_rewards import GivenRewards
+from tether.language.methods.rlhf.reward_settings import SENTIMENT, RewardSettings
 from tether.language.methods.rlhf.rewards import check_readable, open_scorer
 from tether.language.models.from_run import Setup
-from tether.language.models.reward_model import Combine
 from tether.language.runs.prepare import ModelAndData, prepare
+from tether.language.runs.rewards import recorded_in
 from tether.language.runtime.out_of_memory import memory_told
-from tether.learning.config import Config
 from tether.learning.storage.durable import replaced, write_error
 
 _PROMPTS = 64
 
 
-class BestOfNConfig(Config):
+class BestOfNConfig(RewardSettings):
     """Settings of best-of-n."""
 
     n: int = Field(16, ge=1)
     """Answers to each prompt. More score higher, further from the model (usual: 4-128)."""
-    reward: tuple[str, ...] = Field((SENTIMENT,), min_length=1)
-    """What decides: runs of `tether reward`, or sentiment (log-odds that a film review is
-    positive), or lexicon (positive words minus negative ones). Several make an ensemble."""
-    reward_combine: Combine = "mean"
-    """How several rewards become one; lowest trusts the most sceptical."""
     gold: str | None = None
-    """What the winners are really worth: named like a reward, and never chosen by. Sentiment for
-    film reviews, if not given."""
+    """What the winners are really worth: one reward, named as above, that chooses nothing. For
+    movie-reviews it is sentiment if not given."""
     max_new_tokens: int = Field(32, ge=1)
     """Most tokens of an answer, the end-of-sequence token included."""
     temperature: float = Field(1.0, gt=0)
@@ -82,9 +77,14 @@ def best_of_n(arguments: Sequence[str]) -> None:
         raise UserError(f"there is a file {options.out} already; choose another --out")
     if setup.data is None:
         raise UserError("data is none; expected movie-reviews, a file, or a hub id")
-    source = prepare(METHODS["rlhf"], setup, setup.data, config)
+    rewards = GivenRewards.of(config.reward)
+    config, rewards = recorded_in(config, rewards, setup.data, {})
+    reviews = setup.data == MOVIE_REVIEWS
+    judges = GivenRewards.of([config.gold or SENTIMENT] if config.gold or reviews else [])
+    functions = [*rewards.functions, *judges.functions]
+    source = prepare(METHODS["rlhf"], setup, setup.data, config, None, functions)
     with memory_told(config, lambda: f"with n {config.n}"):
-        best, gold = sample(source, config, seed=setup.seed, reviews=setup.data == MOVIE_REVIEWS)
+        best, gold = sample(source, config, rewards, judges, seed=setup.seed)
     write(options.out, source, best, gold)
     curve = by_number(best, gold)
     if not options.quiet:
@@ -101,25 +101,30 @@ def best_of_n(arguments: Sequence[str]) -> None:
 
 
 def sample(
-    source: ModelAndData, config: BestOfNConfig, *, seed: int = 0, reviews: bool = False
+    source: ModelAndData,
+    config: BestOfNConfig,
+    rewards: GivenRewards,
+    judges: GivenRewards,
+    *,
+    seed: int = 0,
 ) -> tuple[sampling.BestOfN, NDArray[np.float64] | None]:
     """Samples n answers to each prompt, chooses, and asks what all of them are really worth.
 
     Args:
         source: a model and prompts.
         config: the settings.
+        rewards: what chooses.
+        judges: what the answers are really worth: one reward, or none.
         seed: decides the answers.
-        reviews: the prompts begin film reviews, so sentiment is the gold score unless another is
-            named.
 
     Returns:
         The answers, and their gold scores, (P, n), or None without any.
     """
     model = source.language_model
     prompts = [record.prompt_ids for record in source.data]
-    scorer = open_scorer(config.reward, model, config.reward_combine)
-    name = config.gold or (SENTIMENT if reviews else None)
-    judge = None if name is None else open_scorer((name,), model)
+    scorer = open_scorer(config, model, rewards, source.rows)
+    alone = RewardSettings(reward_timeout=config.reward_timeout)
+    judge = open_scorer(alone, model, judges, source.rows) if judges.names else None
     longest = max(map(len, prompts)) + config.max_new_tokens
     for reader in (scorer, judge):
         if reader is not None:

@@ -130,6 +130,15 @@ class Samples:
         Raises:
             UserError: a bad row, named by place and field, unless bad rows are skipped.
         """
+        for row, sample in self.with_rows():
+            yield row.place, sample
+
+    def with_rows(self) -> Iterator[tuple[Row, Sample]]:
+        """Yields (row, sample): what was read, with its other columns, and what it means.
+
+        Raises:
+            UserError: a bad row, named by place and field, unless bad rows are skipped.
+        """
         self.skipped = 0
         count = 0
         read = FORMATS[self.format].read
@@ -143,7 +152,7 @@ class Samples:
                     raise
                 self.skipped += 1
                 continue
-            yield row.place, sample
+            yield row, sample
             count += 1
             if count == self.limit:
                 return

@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from tether.errors import UserError
@@ -44,11 +44,14 @@ class Completion:
         prompt_ids: at least one token.
         completion_ids: at least one token; with the end-of-sequence token, if that came.
         finished: whether the completion came to its end (a stop token) and was not cut off.
+        row: which prompt of the data it answers, from 0, if that is known; not compared.
     """
 
     prompt_ids: Ids
     completion_ids: Ids
     finished: bool = True
+    # Digests of data are made of the representation.
+    row: int | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_ids(self, "prompt_ids")
@@ -103,8 +106,8 @@ class Pair:
     label: float = 1.0
 
     def __post_init__(self) -> None:
-        for field in ("prompt_ids", "chosen_ids", "rejected_ids"):
-            _check_ids(self, field)
+        for name in ("prompt_ids", "chosen_ids", "rejected_ids"):
+            _check_ids(self, name)
         if self.chosen_ids == self.rejected_ids:
             raise UserError(
                 "chosen_ids and rejected_ids are equal; expected two different completions"

@@ -17,6 +17,7 @@ from tether.language.data.formats import (
     Sample,
     Samples,
 )
+from tether.language.data.prompt_rows import PromptRows
 from tether.language.data.templates import Template
 from tether.language.data.tokens import (
     Example,
@@ -39,6 +40,7 @@ def tokenize(
     *,
     prompts_only: bool = False,
     pairs_only: bool = False,
+    rows: PromptRows | None = None,
 ) -> list[TokenRecord]:
     """Every sample as token ids, made from boundaries.
 
@@ -47,15 +49,19 @@ def tokenize(
         template: of the tokenizer that the model was trained with.
         prompts_only: keep only what is to be answered.
         pairs_only: make all K (K - 1) / 2 pairs of a ranking.
+        rows: gets a row for each prompt, with the other columns of the data.
 
     Raises:
         UserError: a bad row, or a text the template cannot take; names file and row.
     """
     records: list[TokenRecord] = []
-    for place, sample in samples:
-        with located(place):
+    for row, sample in samples.with_rows():
+        with located(row.place):
             if prompts_only:
-                records.append(Prompt(tuple(template.prompt_ids(_prompt(sample)))))
+                prompt = _prompt(sample)
+                records.append(Prompt(tuple(template.prompt_ids(prompt))))
+                if rows is not None:
+                    rows.add(prompt, row.values)
                 continue
             record = _record(sample, template)
             if pairs_only and isinstance(record, Ranking):

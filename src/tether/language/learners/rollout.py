@@ -7,8 +7,8 @@ split, reordered or resumed, and the only thing to remember is how many episodes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -20,7 +20,7 @@ from tether.language.data.tokens import Completion, Ids, Prompt, check_records
 from tether.language.learners.optimizer import OptimizationConfig
 from tether.language.models.generation import generate
 from tether.language.models.language_model import LanguageModel
-from tether.language.models.scoring import Scorer
+from tether.language.models.scoring import JointScorer, Scorer
 from tether.language.runtime.processes import processes
 from tether.learning.learner import State
 
@@ -55,11 +55,14 @@ class Episodes:
         completions: as sampled, stop token included.
         prompts: (N,) which prompt of the data each answers.
         scores: (N,) as the scorer gave them.
+        members: of a scorer of several members, each one's scores by name, (N,); NaN where it does
+            not apply.
     """
 
     completions: list[Completion]
     prompts: NDArray[np.int64]
     scores: NDArray[np.float64]
+    members: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -148,6 +151,7 @@ class Collector:
         """The next `batch_size` episodes.
 
         Raises:
+            RewardError: a reward failed; nothing has moved.
             NonFiniteError: a score is NaN or infinite.
             UserError: the scorer gave something else than one number for each completion.
         """
@@ -165,14 +169,20 @@ class Collector:
             seeds=[_seed(self.seed, numbers[place]) for place in places],
             batch_size=config.generation_batch_size,
         )
-        scores = np.asarray(self.scorer(completions), np.float64)
-        if scores.shape != (len(completions),):
-            raise UserError(
-                f"the scorer gave an array of shape {scores.shape} for {len(completions)} "
-                f"completions; expected ({len(completions)},)"
-            )
-        completions, scores = _together(completions, scores)
-        episodes = Episodes(completions, np.array(prompts, np.int64), scores)
+        completions = [
+            replace(item, row=prompts[place])
+            for item, place in zip(completions, places, strict=True)
+        ]
+        members, scores = self._score(completions)
+        completions, table = _together(completions, np.vstack([scores[None], members]))
+        names = self.scorer.names if isinstance(self.scorer, JointScorer) else ()
+        scores = table[0]
+        episodes = Episodes(
+            completions,
+            np.array(prompts, np.int64),
+            scores,
+            dict(zip(names, table[1:], strict=True)),
+        )
         bad = np.flatnonzero(~np.isfinite(scores)).tolist()
         if bad:
             raise NonFiniteError(
@@ -181,6 +191,22 @@ class Collector:
             )
         self.count += config.batch_size
         return episodes
+
+    def _score(
+        self, completions: Sequence[Completion]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Scores of the members, (members, N), and what they come to, (N,)."""
+        count = len(completions)
+        if isinstance(self.scorer, JointScorer):
+            members = self.scorer.members(completions)
+            return members, self.scorer.total(members, completions)
+        scores = np.asarray(self.scorer(completions), np.float64)
+        if scores.shape != (count,):
+            raise UserError(
+                f"the scorer gave an array of shape {scores.shape} for {count} completions; "
+                f"expected ({count},)"
+            )
+        return np.zeros((0, count)), scores
 
     def state(self) -> State:
         """How many episodes there were."""
@@ -216,18 +242,18 @@ def shuffled(numbers: Sequence[int], total: int, seed: Sequence[int]) -> list[in
 def _together(
     completions: list[Completion], scores: NDArray[np.float64]
 ) -> tuple[list[Completion], NDArray[np.float64]]:
-    """The shares of all processes, in the order of the episodes."""
+    """The shares of all processes, in the order of the episodes; scores are (K, N)."""
     group = processes()
     if group.count == 1:
         return completions, scores
     rows = [
-        [item.prompt_ids, item.completion_ids, item.finished, score]
-        for item, score in zip(completions, scores.tolist(), strict=True)
+        [item.prompt_ids, item.completion_ids, item.finished, own]
+        for item, own in zip(completions, scores.T.tolist(), strict=True)
     ]
     shares = group.gather(rows)
     every = [shares[i % group.count][i // group.count] for i in range(sum(map(len, shares)))]
     found = [Completion(tuple(row[0]), tuple(row[1]), row[2]) for row in every]
-    return found, np.array([row[3] for row in every], np.float64)
+    return found, np.array([row[3] for row in every], np.float64).T
 
 
 def _seed(seed: int, number: int) -> int:

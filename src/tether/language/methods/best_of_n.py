@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,7 +55,8 @@ def best_of_n(
         language_model: what to sample from.
         prompts: token ids of P prompts.
         scorer: what to maximize; :func:`tether.language.models.scoring.score_texts` makes one of a
-            function of texts.
+            function of texts, :func:`tether.language.models.scoring.score_function` of a reward
+            function with TRL's convention.
         n: completions of each prompt. More: a higher score, at :func:`best_of_n_kl` of divergence.
         max_new_tokens: most tokens of a completion.
         temperature: divides the logits.
@@ -90,6 +92,7 @@ def best_of_n(
         batch_size=batch_size,
         stop_ids=stop_ids,
     )
+    sampled = [replace(item, row=place // n) for place, item in enumerate(sampled)]
     scores = np.asarray(scorer(sampled), np.float64)
     if scores.shape != (len(sampled),):
         raise UserError(

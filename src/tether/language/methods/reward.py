@@ -33,7 +33,7 @@ from tether.language.learners.preference_learner import (
 )
 from tether.language.learners.splitting import micro_batches
 from tether.language.models.reward_model import Combine, RewardModel
-from tether.learning.config import Config
+from tether.learning.config import Config, When
 from tether.learning.learner import Metrics, State
 
 __all__ = ["RewardConfig", "RewardLearner", "RewardModel", "expected_calibration_error"]
@@ -41,6 +41,8 @@ __all__ = ["RewardConfig", "RewardLearner", "RewardModel", "expected_calibration
 
 class RewardConfig(PreferenceConfig):
     """Settings of reward models."""
+
+    applies: ClassVar[dict[str, When]] = {"combine": When("members", unless=1)}
 
     label_noise: float = Field(0.0, ge=0, lt=1)
     """Share of the answers taken to be a coin's toss; bounds what one comparison can claim (0.1 in

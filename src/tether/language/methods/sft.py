@@ -28,13 +28,15 @@ from tether.language.learners.splitting import micro_batches
 from tether.language.models.language_model import LanguageModel
 from tether.language.models.logprobs import token_log_probs
 from tether.language.runtime.processes import processes
-from tether.learning.config import Config
+from tether.learning.config import Config, When
 from tether.learning.learner import Metrics, State
 from tether.objectives import masked_negative_log_likelihood
 
 
 class SFTConfig(OptimizationConfig):
     """Settings of instruction tuning."""
+
+    applies: ClassVar[dict[str, When]] = {"packed_length": When("packing", values=(True,))}
 
     length_bucketing: bool = True
     """Put examples of about one length into a batch: less padding. Packing does without."""

@@ -36,11 +36,12 @@ def with_lora(model: Any, lora: LoraSettings, *, name: str, seed: int) -> Any:
         seed: of the first values of A; B begins at zero.
 
     Raises:
-        UserError: no layer of that name.
+        UserError: no layer of that name, or a rank above the smallest dimension of one of them.
     """
     from peft import LoraConfig, get_peft_model
     from transformers.pytorch_utils import Conv1D
 
+    _check_rank(model, lora, name)
     settings = LoraConfig(
         r=lora.rank,
         lora_alpha=cast(int, lora.alpha),
@@ -66,3 +67,25 @@ def with_lora(model: Any, lora: LoraSettings, *, name: str, seed: int) -> Any:
             "target_modules names the head, which the scorer reads as it is; leave it out"
         )
     return adapted
+
+
+def _check_rank(model: Any, lora: LoraSettings, name: str) -> None:
+    """Raises a UserError where the product B A could not have the rank that is asked for."""
+    from transformers.pytorch_utils import Conv1D
+
+    head, wanted = model.get_output_embeddings(), lora.target_modules
+    sizes = {
+        layer: min(module.weight.shape)
+        for layer, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D)
+        and module is not head
+        and (not wanted or any(layer == w or layer.endswith(f".{w}") for w in wanted))
+    }
+    if not sizes:
+        return
+    layer = min(sizes, key=lambda key: sizes[key])
+    if lora.rank > sizes[layer]:
+        raise UserError(
+            f"lora is {lora.rank}, and the smallest dimension of the adapted layers of {name!r} is "
+            f"{sizes[layer]} ({layer}); expected at most {sizes[layer]} (usual: 4 to 64)"
+        )

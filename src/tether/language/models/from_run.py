@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import logging
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -26,7 +26,7 @@ from tether.language.models.reward_model import RewardModel
 from tether.language.runtime.paths import is_file
 from tether.language.runtime.processes import processes
 from tether.language.runtime.state import load_parameters, parameters_digest
-from tether.learning.config import Config
+from tether.learning.config import Config, When
 from tether.learning.run import Run
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,8 @@ ENGINE_NAME = "language"
 
 class Setup(Config):
     """Model and data of a run; saved with it, so that it can be built again."""
+
+    applies: ClassVar[dict[str, When]] = {"lora_alpha": When("lora", unless=None)}
 
     model: str | None = "tiny"
     """The model to train: tiny, smollm2-135m-instruct, a folder, a hub id, or a run whose model to
@@ -257,7 +259,7 @@ def open_run(run: str | Path) -> Run:
 
 def setup_of(run: Run) -> Setup:
     """What a run started from."""
-    return Setup.load(run.spec["setup"], source=run.path / "run.json")
+    return Setup.load(run.spec["setup"], source=run.path / "run.json", recorded=True)
 
 
 def _check_base(run: Run, setup: Setup, model: LanguageModel) -> None:

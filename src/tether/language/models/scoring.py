@@ -3,14 +3,82 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-from numpy.typing import ArrayLike
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
+from tether.errors import UserError
+from tether.language.data.prompt_rows import PromptRows
 from tether.language.data.tokens import Completion
+from tether.language.models.reward_function import FunctionScorer, RewardFunction
 
 Scorer: TypeAlias = Callable[[Sequence[Completion]], ArrayLike]
 """One number for each completion, higher is better; a `RewardModel` is one."""
+
+
+@runtime_checkable
+class JointScorer(Protocol):
+    """A scorer of several members, whose own scores are worth knowing.
+
+    Attributes:
+        names: of the members, distinct.
+    """
+
+    names: tuple[str, ...]
+
+    def __call__(self, items: Sequence[Completion], /) -> ArrayLike:
+        """What the members' scores come to; (N,)."""
+        ...
+
+    def members(self, items: Sequence[Completion]) -> NDArray[np.float64]:
+        """Each member's scores, NaN where it does not apply; (members, N)."""
+        ...
+
+    def total(
+        self, scores: NDArray[np.float64], items: Sequence[Completion]
+    ) -> NDArray[np.float64]:
+        """What they come to; (N,)."""
+        ...
+
+
+def score_function(
+    tokenizer: Any,
+    function: Callable[..., Any],
+    *,
+    prompts: Sequence[str] | None = None,
+    timeout: float | None = None,
+    **columns: Sequence[Any],
+) -> Scorer:
+    """A scorer of completions from a reward function with TRL's convention.
+
+    Args:
+        tokenizer: turns ids back into text; special tokens are left out.
+        function: ``(prompts, completions, **columns)`` to a list of numbers; see
+            :mod:`tether.language.models.reward_function`.
+        prompts: as they were written; None: they are decoded from their tokens.
+        timeout: seconds that a call may take; None: as long as it likes.
+        **columns: what else the function takes, one value for each of `prompts`.
+
+    Raises:
+        UserError: the function takes something that is not given, or columns come without prompts
+            or in another number.
+    """
+    reward = RewardFunction(function)
+    reward.check([*columns], "what is given")
+    if prompts is None:
+        if columns:
+            raise UserError(f"{', '.join(columns)} is given without prompts; give prompts= too")
+        return FunctionScorer(reward, tokenizer, None, timeout)
+    for name, values in columns.items():
+        if len(values) != len(prompts):
+            raise UserError(
+                f"{name} has {len(values)} values for {len(prompts)} prompts; expected one for each"
+            )
+    rows = PromptRows([*columns])
+    for place, prompt in enumerate(prompts):
+        rows.add(prompt, {name: values[place] for name, values in columns.items()})
+    return FunctionScorer(reward, tokenizer, rows, timeout)
 
 
 def score_texts(

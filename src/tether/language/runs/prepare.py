@@ -9,15 +9,17 @@ from typing import Any, cast, get_args
 
 from tether.errors import UserError
 from tether.language.data.formats import FORMATS, Conversation, Samples, read_data
-from tether.language.data.tokenize import TokenRecord, digest, fit, tokenize
-from tether.language.methods import LanguageMethod
-from tether.language.models.language_model import LanguageModel
-from tether.language.reviews.prompts import Split, prefixes
-from tether.language.models.from_run import Setup, is_run, open_run, with_template
+from tether.language.data.prompt_rows import NO_COLUMNS, PromptRows
 from tether.language.data.sources import MOVIE_REVIEWS, DataLike
-from tether.language.learners.splitting import split
 from tether.language.data.templates import Kind, Template
+from tether.language.data.tokenize import TokenRecord, digest, fit, tokenize
 from tether.language.data.tokens import Prompt, Truncation
+from tether.language.learners.splitting import split
+from tether.language.methods import LanguageMethod
+from tether.language.models.from_run import Setup, is_run, open_run, with_template
+from tether.language.models.language_model import LanguageModel
+from tether.language.models.reward_function import RewardFunction
+from tether.language.reviews.prompts import Split, prefixes
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +32,12 @@ MOST_HELD_OUT = 256
 
 @dataclass(frozen=True)
 class ModelAndData:
-    """What a learner is built from."""
+    """What a learner is built from.
+
+    Attributes:
+        rows: the prompts as they were written and the columns that reward functions take, one row
+            for each record of `data`; None where there is no such function or no such text.
+    """
 
     about: LanguageMethod
     language_model: LanguageModel
@@ -39,6 +46,7 @@ class ModelAndData:
     held_out: Sequence[TokenRecord]
     truncation: Truncation
     skipped: int
+    rows: PromptRows | None = None
 
     @property
     def digest(self) -> str:
@@ -52,6 +60,7 @@ def prepare(
     data: DataLike,
     config: Any,
     given: LanguageModel | None = None,
+    functions: Sequence[RewardFunction] = (),
 ) -> ModelAndData:
     """Reads the data, loads the model, and brings both together.
 
@@ -62,11 +71,14 @@ def prepare(
             taken as they are.
         config: the method's settings.
         given: a model that is loaded already; None: the one that `setup` names.
+        functions: reward functions, which read prompts and columns of the data.
 
     Raises:
-        UserError: no such data or model, a bad row, or nothing that fits.
+        UserError: no such data or model, a bad row, nothing that fits, or a reward function that
+            takes what the data do not have.
     """
     if _are_records(data):
+        _check_functions(functions, (), "data that are tokens")
         records = cast(Sequence[TokenRecord], data)
         return _from_records(about, setup, records, config, given)
     reviews = isinstance(data, str) and data == MOVIE_REVIEWS
@@ -74,6 +86,7 @@ def prepare(
     if reviews and about.prompts_only:
         samples = None
         kind: Kind = "plain"
+        _check_functions(functions, (), MOVIE_REVIEWS)
         if setup.template == "chat":
             raise UserError(
                 f"template is 'chat', but the prompts of {MOVIE_REVIEWS} are beginnings of texts; "
@@ -89,6 +102,7 @@ def prepare(
             skip_bad=setup.skip_bad,
         )
         _check_needs(about, samples, config)
+        _check_functions(functions, samples.source.columns, samples.name)
         kind = _template(setup, samples)
     language_model = setup.load_model(given)
     kind = _chat_if_it_can(kind, setup, samples, language_model)
@@ -96,13 +110,20 @@ def prepare(
     model, template = with_template(language_model, kind)
     answers = config.max_new_tokens if about.prompts_only else 0
     reader = _Reader(setup, template, model.context, about, reserved=answers)
+    rows = None
     if samples is None:
         count = setup.limit or PREFIXES
         part = cast(Split, setup.split)
         ids = prefixes(model.tokenizer, count, split=part, seed=setup.seed)
         records, truncation = reader.fit([Prompt(tuple(i)) for i in ids], MOVIE_REVIEWS)
     else:
-        records, truncation = reader.read(samples)
+        if functions:
+            rows = PromptRows(
+                samples.source.columns,
+                chat=kind == "chat",
+                keeps=lambda name: any(function.keeps(name) for function in functions),
+            )
+        records, truncation = reader.read(samples, rows)
     held_out: Sequence[TokenRecord] = ()
     if reviews and share and setup.split == "train":
         count = min(MOST_HELD_OUT, max(1, round(share * len(records))))
@@ -110,7 +131,7 @@ def prepare(
     elif share and len(records) > 1:
         records, held_out = split(records, share)
     skipped = samples.skipped if samples is not None else 0
-    return ModelAndData(about, model, kind, records, held_out, truncation, skipped)
+    return ModelAndData(about, model, kind, records, held_out, truncation, skipped, rows)
 
 
 def _are_records(data: DataLike) -> bool:
@@ -147,12 +168,15 @@ class _Reader:
     method: LanguageMethod
     reserved: int = 0
 
-    def read(self, samples: Samples) -> tuple[list[TokenRecord], Truncation]:
+    def read(
+        self, samples: Samples, rows: PromptRows | None = None
+    ) -> tuple[list[TokenRecord], Truncation]:
         records = tokenize(
             samples,
             self.template,
             prompts_only=self.method.prompts_only,
             pairs_only=self.method.pairs_only,
+            rows=rows,
         )
         return self.fit(records, samples.name)
 
@@ -179,6 +203,14 @@ def _check_needs(about: LanguageMethod, samples: Samples, config: Any) -> None:
             f"{name} is {found!r}, which cannot learn from the columns {columns} of the data "
             f"{samples.name}; expected {name} {value}"
         )
+
+
+def _check_functions(
+    functions: Sequence[RewardFunction], columns: Sequence[str], name: str
+) -> None:
+    others = [column for column in columns if column not in NO_COLUMNS]
+    for function in functions:
+        function.check(others, name)
 
 
 def _template(setup: Setup, samples: Samples) -> Kind:
@@ -221,7 +253,7 @@ def _learned_template(setup: Setup) -> Kind | None:
 def _chat_if_it_can(
     kind: Kind, setup: Setup, samples: Samples | None, model: LanguageModel
 ) -> Kind:
-    """chat where prompts of plain text meet a model with a chat template.
+    """The template chat where prompts of plain text meet a model with a chat template.
 
     It is asked through that template when it is used, so what it learns has to pass through it.
     """

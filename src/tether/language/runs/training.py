@@ -14,6 +14,7 @@ from tether.language.data.sources import MOVIE_REVIEWS, DataLike
 from tether.language.data.tokens import Truncation
 from tether.language.learners.language_learner import LanguageLearner
 from tether.language.methods import METHODS, LanguageMethod
+from tether.language.methods.rlhf.given_rewards import Reward
 from tether.language.models.files import SMOLLM2, TINY
 from tether.language.models.from_run import (
     Setup,
@@ -24,6 +25,13 @@ from tether.language.models.from_run import (
 from tether.language.models.given import GivenModel, given_model
 from tether.language.models.language_model import LanguageModel
 from tether.language.runs.prepare import ModelAndData, prepare
+from tether.language.runs.rewards import (
+    opened,
+    opened_again,
+    passed_on,
+    recorded_in,
+    with_rewards_opened,
+)
 from tether.language.runtime.out_of_memory import memory_told
 from tether.language.runtime.paths import expanded, is_file, lasting
 from tether.language.runtime.processes import Leader, follow, join, processes
@@ -93,7 +101,8 @@ class LanguageEngine(Engine[LanguageLearner, TrainedModel]):
 
     def about(self, name: str, kind: Any) -> LanguageMethod:
         """What a method learns from; of a class from outside, its attribute ``about``."""
-        return METHODS[name] if name in METHODS else kind.about
+        found = METHODS.get(name)
+        return kind.about if found is None else found
 
     def prepare(
         self,
@@ -105,6 +114,7 @@ class LanguageEngine(Engine[LanguageLearner, TrainedModel]):
         epochs: float = 1.0,
         total_steps: int | None = None,
         config: Config | None = None,
+        reward: Reward | Sequence[Reward] | None = None,
         given: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> PreparedModel:
@@ -121,6 +131,10 @@ class LanguageEngine(Engine[LanguageLearner, TrainedModel]):
             epochs: passes over the data.
             total_steps: examples, comparisons or episodes instead; rounded up to whole batches.
             config: the method's resolved settings, instead of those among `settings`.
+            reward: of a method that has rewards: a name (see
+                :class:`tether.language.methods.rlhf.reward_settings.RewardSettings`), a function
+                ``(prompts, completions, **columns)`` that returns a list of numbers, a reward
+                model, or a list of these.
             given: further arguments of the learner.
             **settings: fields of :class:`tether.language.models.from_run.Setup` and of the method's
                 config.
@@ -136,7 +150,10 @@ class LanguageEngine(Engine[LanguageLearner, TrainedModel]):
         named = {key: settings.pop(key) for key in [*settings] if key in Setup.model_fields}
         if "pretraining_data" in settings:
             settings["pretraining_data"] = _name_of(settings["pretraining_data"])
+        rewards = opened(reward, kind.config_class, config, given or {}, name)
         if config is None:
+            if rewards.names:
+                settings["reward"] = rewards.names
             config = kind.config_class.load(settings)
         elif settings:
             raise UserError(f"config is given, and {', '.join(settings)} too; give one of them")
@@ -145,14 +162,16 @@ class LanguageEngine(Engine[LanguageLearner, TrainedModel]):
             raise UserError(f"epochs is {epochs}; expected above 0")
         if total_steps is not None and total_steps < 1:
             raise UserError(f"total_steps is {total_steps}; expected at least 1")
+        config, rewards = recorded_in(config, rewards, data, given or {})
         about = self.about(name, kind)
         join()
         with processes().leader_first():
-            source = prepare(about, setup, data, config, loaded)
+            source = prepare(about, setup, data, config, loaded, rewards.functions)
         # An episode is a step, and a prompt may have several.
         steps = len(source.data) * getattr(config, "samples_per_prompt", 1)
         total = total_steps or math.ceil(epochs * steps)
-        learner = _build(kind, config, source, setup, total, given or {})
+        more = {**(given or {}), **passed_on(rewards, source)}
+        learner = _build(kind, config, source, setup, total, more)
         spec = {
             "setup": {**setup.dump(), **({"model": None} if loaded is not None else {})},
             "template": source.template,
@@ -181,6 +200,7 @@ class LanguageEngine(Engine[LanguageLearner, TrainedModel]):
         model: GivenModel | None = None,
         tokenizer: Any = None,
         data: DataLike | None = None,
+        reward: Reward | Sequence[Reward] | None = None,
         given: Mapping[str, Any] | None = None,
     ) -> PreparedModel:
         """Loads a run's model and data and builds its learner again.
@@ -192,6 +212,7 @@ class LanguageEngine(Engine[LanguageLearner, TrainedModel]):
             model: the model, needed only if the run was started from an object.
             tokenizer: of a ``transformers`` model.
             data: the data, needed only if the run was started from an object.
+            reward: the rewards, needed only if some of them are functions or model objects.
             given: further arguments of the learner.
 
         Raises:
@@ -211,17 +232,20 @@ class LanguageEngine(Engine[LanguageLearner, TrainedModel]):
                 f"run {run.path} was started from a data object, not a file; pass the same data as "
                 "data="
             )
-        config = kind.config_class.load(run.config, source=run.path / "run.json")
+        source_name = run.path / "run.json"
+        config = kind.config_class.load(run.config, source=source_name, recorded=True)
+        rewards = opened_again(reward, config, run, given or {})
         about = self.about(run.method, kind)
         join()
         with processes().leader_first():
-            found = prepare(about, setup, source, config, loaded)
+            found = prepare(about, setup, source, config, loaded, rewards.functions)
         if found.digest != run.spec["digest"]:
             raise UserError(
                 f"the data {setup.data or 'given'} are not those that run {run.path} began with; "
                 "put them back, or start a new run"
             )
-        learner = _build(kind, config, found, setup, total_steps, given or {})
+        more = {**(given or {}), **passed_on(rewards, found)}
+        learner = _build(kind, config, found, setup, total_steps, more)
         _check_origins(run, about, _origins(found, learner))
         return PreparedModel(
             method=run.method,
@@ -233,6 +257,11 @@ class LanguageEngine(Engine[LanguageLearner, TrainedModel]):
             progress_metric=about.progress_metric,
             source=found,
         )
+
+    def opened(self, method: str | type[Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments with reward functions in place of their names."""
+        name, kind = self.find(method)
+        return with_rewards_opened(kind.config_class, arguments, name)
 
     def finished(self, prepared: Prepared[LanguageLearner], training: Trained) -> TrainedModel:
         """Adds the model, and what of the data was used."""

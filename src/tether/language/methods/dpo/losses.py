@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -15,6 +15,7 @@ from tether.errors import UserError
 from tether.language.data.tokens import Completion, Judgement, Pair
 from tether.language.learners.means import Means
 from tether.language.learners.preference_learner import PreferenceConfig
+from tether.learning.config import When
 
 Judged = Pair | Judgement
 """What there is to learn from: two completions compared, or for kto also one judged."""
@@ -26,6 +27,18 @@ Loss = Literal["dpo", "ipo", "simpo", "orpo", "kto", "unlikelihood", "preferred_
 
 class DPOConfig(PreferenceConfig):
     """Settings of DPO and its relatives."""
+
+    applies: ClassVar[dict[str, When]] = {
+        "beta": When("loss", ("dpo", "ipo", "kto", "simpo")),
+        "ipo_normalization": When("loss", "ipo"),
+        "gamma": When("loss", "simpo"),
+        "orpo_lambda": When("loss", "orpo"),
+        "desirable_weight": When("loss", "kto"),
+        "undesirable_weight": When("loss", "kto"),
+        "unlikelihood_alpha": When("loss", "unlikelihood"),
+        "precompute_reference": When("loss", ("dpo", "ipo", "kto")),
+        "keep_reference": When("loss", ("dpo", "ipo", "kto")),
+    }
 
     batch_size: int = Field(32, ge=1)
     """Pairs in a gradient step (usual: 32-128)."""

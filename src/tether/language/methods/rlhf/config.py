@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from tether.language.learners.rollout import RolloutConfig
-from tether.language.models.reward_model import Combine
-from tether.language.runtime.paths import lasting
-
-SENTIMENT: Final = "sentiment"
-LEXICON: Final = "lexicon"
+from tether.language.methods.rlhf.reward_settings import RewardSettings
+from tether.learning.config import When
 
 
-class RLHFConfig(RolloutConfig):
+class RLHFConfig(RewardSettings, RolloutConfig):
     """Settings of RLHF."""
 
-    reward: tuple[str, ...] = Field((SENTIMENT,), min_length=1)
-    """What to please: runs of `tether reward`, or sentiment (log-odds that a film review is
-    positive), or lexicon (positive words minus negative ones). Several make an ensemble."""
-    reward_combine: Combine = "mean"
-    """How several rewards become one; lowest trusts the most sceptical."""
+    applies: ClassVar[dict[str, When | tuple[When, ...]]] = {
+        "kl_target": When("kl_controller", "adaptive"),
+        "kl_horizon": When("kl_controller", "adaptive"),
+        "kl_estimator": When("estimator", "grpo"),
+        "gamma": When("estimator", ("gae", "reinforce")),
+        "lam": When("estimator", "gae"),
+        "whiten_advantage": When("estimator", ("gae", "reinforce")),
+        "critic": When("estimator", "gae"),
+        "critic_start": When("estimator", "gae"),
+        "value_coefficient": (When("estimator", "gae"), When("critic", "shared")),
+        "value_epsilon": When("estimator", "gae"),
+        "pretraining_data": When("pretraining_coefficient", unless=0.0),
+    }
+
     missing_eos_score: float | None = None
     """Score of a completion that was cut off, whatever it says (usual: -1, where rewards have mean
     0 and deviation 1); none: what the reward gives it."""
@@ -84,18 +89,6 @@ class RLHFConfig(RolloutConfig):
     """Share of the run in which the step size rises from zero."""
     adam_epsilon: float = Field(1e-5, gt=0)
     """Keeps Adam from dividing by zero, and from blowing up small gradients."""
-
-    @field_validator("reward", mode="before")
-    @classmethod
-    def _found_again(cls, given: Any) -> Any:
-        names = [given] if isinstance(given, str | Path) else given
-        if not isinstance(names, list | tuple):
-            return given
-        # Wherever the run is resumed from, it must find its reward models.
-        return tuple(
-            lasting(name, (SENTIMENT, LEXICON)) if isinstance(name, str | Path) else name
-            for name in names
-        )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

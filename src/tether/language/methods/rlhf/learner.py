@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from tether import objectives
 from tether.errors import NonFiniteError, UserError
+from tether.language.data.prompt_rows import PromptRows
 from tether.language.data.tokenize import digest
 from tether.language.data.tokens import Example, Prompt, check_records
 from tether.language.learners.language_learner import LanguageLearner
@@ -32,9 +33,11 @@ from tether.language.learners.sample_table import Sample, SampleTable
 from tether.language.methods.rlhf import advantages
 from tether.language.methods.rlhf.config import RLHFConfig
 from tether.language.methods.rlhf.critic import build_critic
+from tether.language.methods.rlhf.given_rewards import GivenRewards
 from tether.language.methods.rlhf.rewards import (
     check_readable,
     digests,
+    members_of,
     open_pretraining,
     open_scorer,
     warn_of_scale,
@@ -47,6 +50,9 @@ from tether.learning.config import Config
 from tether.learning.learner import Metrics, State
 
 __all__ = ["RLHFConfig", "RLHFLearner"]
+
+COLUMNS: Final = "a column of the data"
+"""What a run calls the digest of the other columns among its origins, as errors say it."""
 
 
 class RLHFLearner(LanguageLearner):
@@ -77,6 +83,8 @@ class RLHFLearner(LanguageLearner):
         seed: int,
         total_steps: int,
         scorer: Scorer | None = None,
+        rewards: GivenRewards | None = None,
+        rows: PromptRows | None = None,
         pretraining: Sequence[Example] | None = None,
     ) -> None:
         """Takes the policy, which it trains in place.
@@ -89,6 +97,8 @@ class RLHFLearner(LanguageLearner):
             seed: decides everything random.
             total_steps: episodes the run is meant to take, for the schedule.
             scorer: what a completion is worth, from its tokens; None: what `config.reward` names.
+            rewards: the rewards that `config.reward` names, where some of them are objects.
+            rows: the prompts and columns that reward functions read, a row for each of `data`.
             pretraining: texts for PPO-ptx; None: what `config.pretraining_data` names.
 
         Raises:
@@ -97,15 +107,19 @@ class RLHFLearner(LanguageLearner):
         super().__init__(config, language_model, seed=seed, total_steps=total_steps)
         origins: dict[str, str] = {}
         if scorer is None:
-            scorer = open_scorer(config.reward, language_model, config.reward_combine)
+            scorer = open_scorer(config, language_model, rewards, rows)
             warn_of_scale(config)
             origins |= digests(scorer, config.reward)
+            if rows is not None and rows.digest is not None:
+                origins[COLUMNS] = rows.digest
         self.collector = Collector(config, language_model, data, scorer, seed=seed)
         check_readable(scorer, language_model, self.collector.longest)
         self.critic = None
         if config.estimator == "gae":
+            several = members_of(scorer)
+            only = several[0] if len(several) == 1 else scorer
             self.critic = build_critic(
-                language_model, scorer, trunk=config.critic, start=config.critic_start
+                language_model, only, trunk=config.critic, start=config.critic_start
             )
             self.modules["critic"] = self.critic
         texts: Sequence[Example] = ()
@@ -141,6 +155,7 @@ class RLHFLearner(LanguageLearner):
         """One rollout and its updates.
 
         Raises:
+            RewardError: a reward failed or returned something unusable; nothing has moved.
             NonFiniteError: a score, reward, loss or gradient is NaN or infinite; nothing has moved
                 since the last good minibatch.
             UserError: no completion of the first batch ended, or all scored alike where scores
@@ -166,6 +181,10 @@ class RLHFLearner(LanguageLearner):
             "episode/eos_fraction": float(episodes.finished.mean()),
             "data/epoch": self.steps / (len(self.collector.prompts) * self._group_size),
         }
+        for name, scores in episodes.members.items():
+            if len(there := scores[~np.isnan(scores)]):
+                metrics[f"reward/{name}/mean"] = float(there.mean())
+                metrics[f"reward/{name}/std"] = float(there.std())
         if self.critic is not None:
             metrics["value/explained_variance"] = float(
                 objectives.explained_variance(measured.value, estimate.target, measured.mask)
