@@ -26,21 +26,23 @@ class ResumeOptions:
     network: str | None = None
     """A policy's own network again, as module:object, where it has one."""
     total_steps: int | None = None
-    """A new budget (environment steps, examples, comparisons or episodes); the run's own if not
+    """A new budget of environment steps, examples, comparisons or episodes; the run's own if not
     given."""
     checkpoint_every: int | None = None
-    """Save whenever training passes a multiple of so many steps, and every minute in any case."""
+    """A checkpoint is saved whenever training passes a multiple of this many steps, and every
+    minute in any case."""
     threads: int | None = None
     """Physics threads of a policy's run; all cores up to 8 if not given."""
     reward: tuple[str, ...] = ()
     """Rewards of a language model's run, needed again if some are Python functions:
     module:function."""
     sinks: tuple[Literal["tensorboard", "wandb", "trackio"], ...] | None = None
-    """Where metrics go besides metrics.jsonl; where they went so far if not given."""
+    """Where metrics are written besides metrics.jsonl; where the run has written them so far if not
+    given."""
     json: bool = False
-    """Print one JSON object as the last line of stdout."""
+    """Prints one JSON object as the last line of stdout."""
     quiet: bool = False
-    """Show no progress."""
+    """Shows no progress."""
 
 
 def resume(arguments: Sequence[str]) -> None:
@@ -79,7 +81,7 @@ class MethodsOptions:
     """List the methods of every engine."""
 
     json: bool = False
-    """Print one JSON object as the last line of stdout."""
+    """Prints one JSON object as the last line of stdout."""
 
 
 def methods(arguments: Sequence[str]) -> None:
@@ -103,9 +105,9 @@ class PlotOptions:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders, or folders of several seeds."""
     out: Path = Path("curves.png")
-    """The picture: .png, .svg or .pdf."""
+    """The picture: a .png, .svg or .pdf file."""
     metric: str | None = None
-    """The measurement to draw, named as in metrics.jsonl; the most usual one if not given."""
+    """The measurement to draw, named as in metrics.jsonl."""
     by: Literal["env", "method", "folder"] | None = None
     """Draws one line with a band for all runs of an environment, of a method, or in one folder.
     Folders of several seeds are drawn by folder if this is not given."""
@@ -114,19 +116,19 @@ class PlotOptions:
     smooth: int = 1
     """Averages over this many neighbouring points."""
     json: bool = False
-    """Print one JSON object as the last line of stdout."""
+    """Prints one JSON object as the last line of stdout."""
 
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Write a page on one run or several: settings, curves, samples. It needs no other file."""
+    """Write a page about one run or several: settings, curves and samples, in a single file."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders, or folders of several seeds."""
     out: Path | None = None
-    """The page; report.html in the run's folder, or for several runs in this one."""
+    """The page; report.html in the run's folder or, for several runs, in the current folder."""
     json: bool = False
-    """Print one JSON object as the last line of stdout."""
+    """Prints one JSON object as the last line of stdout."""
 
 
 def report(arguments: Sequence[str]) -> None:

@@ -22,38 +22,41 @@ from tether.learning.seeds import Seeds, is_seeds_folder, parse_seeds, runs_in, 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What to train on, and how to run it."""
+    """Options of the run."""
 
     env: str
-    """Gymnasium environment id, such as HalfCheetah-v5 or module:Id."""
+    """The Gymnasium id of the environment, such as HalfCheetah-v5; module:Id imports the module
+    first."""
     preset: str = "default"
-    """default (what scores best) or, where the method has it, paper (its publication)."""
+    """The settings to start from: default (what scores best) or, where the method has it, paper
+    (those of its publication)."""
     total_steps: int = 1_000_000
-    """Environment steps to take; for bc, pairs to learn from."""
+    """Environment steps to train for; for bc, pairs to learn from."""
     seed: int | None = None
     """Decides everything random: the same seed gives the same numbers; 0 if not given."""
     seeds: str | None = None
     """Several seeds, such as 0,1,2 or 0-9; each gets a run folder of its own inside --out."""
     out: Path | None = None
-    """Folder of the run (new or empty); runs/METHOD-ENV-SEED-TIME if not given."""
+    """The run's folder, which must be new or empty; runs/METHOD-ENV-SEED-TIME if not given."""
     init_from: Path | None = None
-    """Another run, of equal spaces and network, whose policy to begin with."""
+    """Another run whose policy training begins with; its spaces and network must be equal."""
     network: str | None = None
     """Your own network for policy and critic, as module:object, in place of the built-in one."""
     config: Path | None = None
-    """TOML file with settings; options on the command line win."""
+    """A TOML file with settings; options on the command line override it."""
     env_kwargs: str = "{}"
-    """Environment arguments as a JSON object, such as '{"ctrl_cost_weight": 0.05}'."""
+    """Arguments of the environment as a JSON object, such as '{"ctrl_cost_weight": 0.05}'."""
     threads: int | None = None
     """Physics threads; all cores up to 8 if not given. Results do not depend on it."""
     checkpoint_every: int | None = None
-    """Save whenever training passes a multiple of so many steps, beside once a minute."""
+    """A checkpoint is saved whenever training passes a multiple of this many steps, and every
+    minute in any case."""
     sinks: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
-    """Where metrics go beside metrics.jsonl."""
+    """Where metrics are written besides metrics.jsonl."""
     json: bool = False
-    """Print one JSON object as the last line of stdout."""
+    """Prints one JSON object as the last line of stdout."""
     quiet: bool = False
-    """Show no progress."""
+    """Shows no progress."""
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -116,7 +119,7 @@ def report_seeds(results: Seeds[Any], as_json: bool) -> None:
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Play whole episodes with a run's policy, in its own environment."""
+    """Play whole episodes with a run's policy, in the environment it was trained in."""
 
     run: tyro.conf.Positional[Path]
     """The run's folder, or a folder of several seeds."""
@@ -126,17 +129,18 @@ class EvaluateOptions:
     network: str | None = None
     """The run's own network again, as module:object, where it has one."""
     episodes: int = 20
-    """How many episodes."""
+    """The number of episodes."""
     seed: int = EVALUATION_SEED
-    """Environment i starts from seed + i."""
+    """The seed of the evaluation: environment i starts from seed + i."""
     sampled: bool = False
-    """Sample actions instead of taking the most probable."""
+    """Samples actions instead of taking the most probable ones."""
     video: Path | None = None
-    """Also film one episode into this MP4 file."""
+    """Also films one episode into this MP4 file."""
     record: Path | None = None
-    """Also keep the episodes in this folder (new or empty), as demonstrations for bc."""
+    """Also keeps the episodes in this folder, which must be new or empty, as demonstrations
+    for bc."""
     json: bool = False
-    """Print one JSON object as the last line of stdout."""
+    """Prints one JSON object as the last line of stdout."""
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -204,7 +208,7 @@ class ListOptions:
     """List what there is."""
 
     json: bool = False
-    """Print one JSON object as the last line of stdout."""
+    """Prints one JSON object as the last line of stdout."""
 
 
 def envs(arguments: Sequence[str]) -> None:

@@ -21,19 +21,25 @@ class OnPolicyConfig(PolicyConfig):
     """Settings shared by every on-policy method."""
 
     num_envs: int = Field(32, ge=1)
-    """Environments stepped side by side. More make steps cheaper and iterations shorter in time."""
+    """Environments stepped side by side. With more of them, steps are cheaper and each environment
+    advances less per iteration."""
     steps_per_iteration: int = Field(2048, ge=1)
-    """Transitions collected before each update, over all environments (usual: 1024-8192)."""
+    """Transitions collected before each update, counted over all environments (usual: 1024 to
+    8192)."""
     gamma: float = Field(0.99, ge=0, le=1)
-    """Discount factor. Raising it looks further ahead and adds variance (usual: 0.98-0.999)."""
+    """The discount factor. Raising it looks further ahead and adds variance (usual: 0.98 to
+    0.999)."""
     lam: float = Field(0.95, ge=0, le=1)
-    """GAE's lambda. 1 is the Monte-Carlo advantage, 0 the one-step TD error (usual: 0.9-0.98)."""
+    """GAE's lambda. 1 gives the Monte-Carlo advantage, 0 the one-step TD error (usual: 0.9 to
+    0.98)."""
     hidden: tuple[PositiveInt, ...] = (64, 64)
-    """Widths of the hidden layers of the policy and the value network, which are separate."""
+    """Widths of the hidden layers of the policy and of the value network, which are separate
+    networks."""
     normalize_reward: bool = True
-    """Divide rewards by the running standard deviation of the discounted return."""
+    """Divides rewards by the running standard deviation of the discounted return."""
     stagger: bool = True
-    """Cut the environments' first episodes at different times, so that they do not run in step."""
+    """Cuts the first episodes of the environments at different times, so that the environments do
+    not reach their episode limits at the same time."""
 
     @model_validator(mode="after")
     def _whole_steps(self) -> Self:

@@ -33,13 +33,13 @@ class PolicyConfig(Config):
     """Settings of every policy."""
 
     hidden: tuple[PositiveInt, ...] = (64, 64)
-    """Widths of the hidden layers of the policy."""
+    """Widths of the policy's hidden layers."""
     activation: Activation = "tanh"
     """Function between the layers of the policy and of its critic."""
     initial_log_std: float = -1.0
-    """Log standard deviation every Box action starts with. Raising it explores more."""
+    """The initial log standard deviation of every Box action. Raising it explores more."""
     normalize_observation: bool = True
-    """Normalize observations by their running mean and standard deviation."""
+    """Normalizes observations by their running mean and standard deviation."""
     scale_actions: bool = True
     """Measure Box actions in units in which their finite bounds are -1 and 1."""
 

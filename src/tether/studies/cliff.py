@@ -55,24 +55,24 @@ class CliffConfig(Config):
     """Settings of the study."""
 
     env: str = "Hopper-v5"
-    """Gymnasium id."""
+    """The Gymnasium id of the environment."""
     steps: int = Field(default=200_000, ge=1)
     """Environment steps of each training."""
     seeds: SeedList = "0-2"
     """Seeds of the trainings, such as 0-2 or 0,3,7."""
     climbed: int = Field(default=200_000, ge=1)
-    """Steps of the training whose policy takes the one step."""
+    """Environment steps of the training whose policy takes the single step."""
     transitions: int = Field(default=16_384, ge=1024)
-    """Transitions from which that step's direction is estimated."""
+    """Transitions from which the direction of that step is estimated."""
     lengths: tuple[PositiveFloat, ...] = Field(
         default=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
         min_length=1,
     )
-    """Lengths of the one step: its KL divergence in nats, to second order."""
+    """Lengths of the single step: its KL divergence in nats, to second order."""
     episodes: int = Field(default=64, ge=1)
-    """Episodes that measure the policy after the step; it samples, as in training."""
+    """Episodes that measure the policy after the step; actions are sampled, as in training."""
     max_kl: float = Field(default=0.01, gt=0)
-    """The trust region that is drawn."""
+    """The radius of the trust region that is drawn."""
 
 
 def run(config: CliffConfig, out: Path, *, workers: int = 2) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class ClipConfig(Config):
     """Settings of the picture."""
 
     epsilon: float = Field(default=0.2, gt=0, lt=1)
-    """Half-width of the region for the ratio."""
+    """The clip range: the ratio may differ from 1 by this much."""
 
 
 def run(config: ClipConfig, out: Path) -> dict[str, Any]:

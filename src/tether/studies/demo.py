@@ -15,15 +15,16 @@ class DemoOptions:
     """A cheetah learns to run by PPO; a language model is aligned in three steps, and by DPO."""
 
     out: Path = Path("runs/demo")
-    """The folder of the demonstration; an earlier one there is continued or shown again."""
+    """The folder of the demonstration; one that was interrupted there is continued, and a finished
+    one is shown again."""
     part: Literal["both", "control", "language"] = "both"
     """What to show: a policy for an environment, a language model, or both."""
     total_steps: int = 300_000
-    """Environment steps of the cheetah."""
+    """Environment steps of the cheetah's training."""
     seed: int = 0
     """Decides everything random."""
     json: bool = False
-    """Print one JSON object as the last line of stdout."""
+    """Prints one JSON object as the last line of stdout."""
 
 
 def demo(arguments: Sequence[str]) -> None:

@@ -38,9 +38,9 @@ class Figure3Config(Config):
     envs: tuple[str, ...] = Field(default=MUJOCO, min_length=1)
     """Tasks, as Gymnasium ids."""
     methods: tuple[str, ...] = Field(default=METHODS, min_length=1)
-    """Methods, of `tether methods`."""
+    """Methods, as `tether methods` lists them."""
     preset: str = "default"
-    """Preset of every method's settings: default or paper."""
+    """The preset of every method's settings: default or paper."""
     seeds: SeedList = "0-2"
     """Seeds of the trainings, such as 0-2 or 0,3,7."""
     steps: int = Field(default=1_000_000, ge=1)

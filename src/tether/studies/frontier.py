@@ -56,17 +56,17 @@ class FrontierConfig(SentimentConfig):
     """Settings of the experiment; the paper compares continuations of 25,000 prefixes."""
 
     demonstrations: int = Field(default=6400, ge=1)
-    """Openings of reviews to tune the reference on."""
+    """Openings of reviews that the reference is tuned on."""
     prompts: int = Field(default=2400, ge=2)
-    """Prefixes whose continuations are compared."""
+    """Prompts whose continuations are compared."""
     episodes: int = Field(default=3840, ge=1)
-    """Completions that PPO samples."""
+    """Completions that PPO samples in training."""
     epochs: float = Field(default=1.0, gt=0)
     """Passes of the offline methods over the pairs."""
     measurements: int = Field(default=5, ge=1)
-    """Measurements of each policy while it learns."""
+    """How often each policy is measured while it trains."""
     best_of_prompts: int = Field(default=256, ge=2)
-    """Held-out prefixes of best of N, each sampled 128 times."""
+    """Held-out prompts for best-of-N, each sampled 128 times."""
 
 
 def run(config: FrontierConfig, out: Path, *, workers: int = 2) -> dict[str, Any]:

@@ -35,36 +35,38 @@ class SentimentConfig(Config):
     """What every study on this ground can be told; the defaults fit ``tiny`` on two cores."""
 
     model: str = "tiny"
-    """The base: tiny, smollm2-135m-instruct, a folder or a hub id."""
+    """The base model: tiny, smollm2-135m-instruct, a folder, or an id of the Hugging Face hub."""
     device: str = "cpu"
-    """Where models are, such as cpu or cuda."""
+    """Where models are placed, such as cpu or cuda."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Decides everything random."""
     new_tokens: int = Field(default=24, ge=1)
-    """Tokens of a continuation. More: the gold scorer is surer, and everything takes longer."""
+    """Tokens of a continuation. With more tokens the gold scorer is more certain, and everything
+    takes longer."""
     test_prompts: int = Field(default=256, ge=2)
-    """Held-out prefixes on which policies are measured."""
+    """Held-out prompts on which policies are measured."""
     learning_rate: float = Field(default=3e-4, gt=0)
-    """Of tuning and of the offline methods; for models of 100 million parameters about 1e-5."""
+    """The step size of supervised tuning and of the offline methods; about 1e-5 for models of 100
+    million parameters."""
     reward_learning_rate: float = Field(default=5e-4, gt=0)
-    """Of the reward model; for models of 100 million parameters about 2e-5."""
+    """The step size of the reward model; about 2e-5 for models of 100 million parameters."""
     reward_batch_size: int = Field(default=8, ge=1)
-    """Rankings in a gradient step of the reward model. Many small steps: with 21 rankings in one,
-    `tiny` came to 58 % of held-out pairs instead of 68 %."""
+    """Rankings in a gradient step of the reward model. Many small steps are better: with 21
+    rankings in a step, `tiny` got 58 % of the held-out pairs right instead of 68 %."""
     ppo_learning_rate: float = Field(default=1.5e-4, gt=0)
-    """Of PPO; for models of 100 million parameters about 5e-6."""
+    """The step size of PPO; about 5e-6 for models of 100 million parameters."""
     batch_size: int = Field(default=64, ge=2)
     """Pairs, completions or demonstrations in a gradient step."""
     demonstrations: int = Field(default=2560, ge=1)
-    """Openings of reviews to tune on."""
+    """Openings of reviews for supervised tuning."""
     prompts: int = Field(default=1400, ge=2)
-    """Prefixes whose continuations are compared."""
+    """Prompts whose continuations are compared."""
     samples: int = Field(default=3, ge=2)
-    """Continuations of each prefix; all pairs of them are compared (4 in the paper)."""
+    """Continuations of each prompt; all pairs of them are compared (4 in the paper)."""
     reward_epochs: float = Field(default=2.0, gt=0)
     """Passes of the reward model over the comparisons."""
     episodes: int = Field(default=2560, ge=1)
-    """Completions that PPO samples."""
+    """Completions that PPO samples in training."""
 
     def setup(self, model: str | Path | None = None) -> Setup:
         """The model to begin with; None: the base."""

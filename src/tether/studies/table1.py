@@ -54,7 +54,7 @@ class Table1Config(Config):
     rows: tuple[str, ...] = Field(default=tuple(VARIANTS), min_length=1)
     """Rows of the table: none, clip-0.2, adaptive-0.01, fixed-1, ..."""
     preset: str = "paper"
-    """Preset of PPO's settings: the paper's (its table 3) or default."""
+    """The preset of PPO's settings: paper (table 3 of the paper) or default."""
     seeds: SeedList = "0-2"
     """Seeds of the trainings, such as 0-2 or 0,3,7."""
     steps: int = Field(default=1_000_000, ge=1)

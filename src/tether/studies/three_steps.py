@@ -42,9 +42,9 @@ class ThreeStepsConfig(SentimentConfig):
     """Settings of the three steps."""
 
     ppo_beta: float = Field(default=0.05, gt=0)
-    """Price of a nat away from SFT. Raising it holds closer."""
+    """PPO's KL coefficient to the tuned model. Raising it keeps the policy closer."""
     dpo_beta: float = Field(default=0.1, gt=0)
-    """Strength of DPO's tether. Raising it stays closer."""
+    """The strength of DPO's KL constraint. Raising it keeps the policy closer."""
 
 
 def run(config: ThreeStepsConfig, out: Path, *, workers: int = 2) -> dict[str, Any]:

@@ -64,13 +64,13 @@ class VarianceConfig(Config):
     """Settings of the study."""
 
     env: str = "FrozenLake-v1"
-    """Gymnasium id of an environment with a table of transitions, such as FrozenLake-v1."""
+    """The Gymnasium id of an environment with a table of transitions, such as FrozenLake-v1."""
     step_costs: tuple[float, ...] = Field(default=(0.0, 0.1), min_length=1)
-    """What every step costs: 0 leaves FrozenLake its one reward at the goal."""
+    """Costs of every step to compare: 0 leaves FrozenLake its single reward at the goal."""
     gamma: float = Field(default=0.99, gt=0, lt=1)
-    """Discount per step."""
+    """The discount factor per step."""
     batch_sizes: tuple[int, ...] = Field(default=(1, 2, 4, 8, 16, 32, 64, 128, 256), min_length=1)
-    """Episodes in a gradient estimate."""
+    """Numbers of episodes in a gradient estimate."""
     episodes: int = Field(default=16_384, ge=2)
     """Episodes of each policy; a batch size divides them into independent estimates."""
     seed: int = Field(default=0, ge=0, lt=2**31)

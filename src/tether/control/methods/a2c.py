@@ -53,27 +53,32 @@ class A2CConfig(OnPolicyConfig):
     applies: ClassVar[dict[str, When]] = {"rmsprop_decay": When("optimizer", "rmsprop")}
 
     num_envs: int = Field(16, ge=1)
-    """Environments stepped side by side. More decorrelate each small batch (usual: 8-64)."""
+    """Environments stepped side by side. More of them decorrelate each small batch (usual: 8 to
+    64)."""
     steps_per_iteration: int = Field(160, ge=1)
-    """Transitions in each gradient, over all environments: n times `num_envs` (n usual: 5-20)."""
+    """Transitions in each gradient, counted over all environments: n times num_envs (usual n: 5 to
+    20)."""
     lam: float = Field(0.95, ge=0, le=1)
     """GAE's lambda within the n steps; 1 is the paper's n-step return."""
     initial_log_std: float = -0.5
-    """Log standard deviation every Box action starts with. Raising it explores more."""
+    """The initial log standard deviation of every Box action. Raising it explores more."""
     learning_rate: float = Field(7e-4, gt=0)
-    """Step size of actor and critic at the start (usual: 1e-4 to 1e-3)."""
+    """The initial step size of actor and critic (usual: 1e-4 to 1e-3)."""
     anneal: bool = True
-    """Lower the step size linearly to zero over the run."""
+    """Lowers the step size linearly to zero over the run."""
     optimizer: Literal["rmsprop", "adam"] = "rmsprop"
-    """RMSprop is the paper's; Adam adds momentum."""
+    """The optimizer. RMSprop is the paper's; Adam adds momentum."""
     rmsprop_decay: float = Field(0.99, ge=0, lt=1)
-    """How slowly RMSprop forgets old squared gradients."""
+    """RMSprop's decay rate for the squared gradients; closer to 1 remembers longer."""
     optimizer_epsilon: float = Field(1e-5, gt=0)
-    """Added to the root of the squared gradients. Raising it damps steps where gradients vanish."""
+    """Added to the root of the squared gradients. Raising it shortens the steps where gradients
+    vanish."""
     max_grad_norm: float | None = Field(0.5, gt=0)
-    """Largest norm of the actor's and of the critic's gradient, each on its own."""
+    """The largest norm of the actor's and of the critic's gradient, each by itself; larger
+    gradients are scaled down."""
     entropy_coefficient: float = Field(0.003, ge=0)
-    """Weight of the entropy bonus. Raising it keeps the policy random for longer (0 to 0.01)."""
+    """The weight of the entropy bonus. Raising it keeps the policy random for longer (usual: 0 to
+    0.01)."""
 
 
 class Learnt(NamedTuple):

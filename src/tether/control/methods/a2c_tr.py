@@ -35,13 +35,15 @@ class A2CTRConfig(A2CConfig):
     """Settings of A2C with a trust region."""
 
     learning_rate: float = Field(2e-3, gt=0)
-    """Step size of actor and critic at the start (usual: 1e-4 to 2e-3)."""
+    """The initial step size of actor and critic (usual: 1e-4 to 2e-3)."""
     entropy_coefficient: float = Field(0.001, ge=0)
-    """Weight of the entropy bonus. Raising it keeps the policy random for longer (0 to 0.01)."""
+    """The weight of the entropy bonus. Raising it keeps the policy random for longer (usual: 0 to
+    0.01)."""
     max_slope: float = Field(1.0, gt=0)
-    """delta: how fast the KL divergence may grow along a state's gradient (usual: 0.1-2)."""
+    """The paper's delta: how fast the KL divergence may grow along a state's gradient (usual: 0.1
+    to 2)."""
     average_decay: float = Field(0.99, ge=0, lt=1)
-    """tau: how slowly the average policy follows. Raising it holds the policy back for longer."""
+    """The decay rate of the average policy. Raising it holds the policy back for longer."""
 
 
 def bent_gradient(

@@ -43,19 +43,24 @@ class ActorCriticConfig(PolicyConfig):
     """Settings of the actor-critic."""
 
     num_envs: int = Field(1, ge=1)
-    """Environments side by side. 1 is the slide; more average each update over their steps."""
+    """Environments stepped side by side. 1 is the lecture's algorithm; with more, each update
+    averages over their steps."""
     steps_per_iteration: int = Field(1000, ge=1)
-    """Environment steps between two lines of metrics. Updates happen at every one of them."""
+    """Environment steps between two lines of metrics. Every one of them makes an update."""
     gamma: float = Field(0.99, ge=0, le=1)
-    """Discount factor. Raising it looks further ahead and adds variance (usual: 0.98-0.999)."""
+    """The discount factor. Raising it looks further ahead and adds variance (usual: 0.98 to
+    0.999)."""
     actor_learning_rate: float = Field(1e-4, gt=0)
-    """The slide's alpha_a. It multiplies Q, so large returns want a small one (1e-5 to 1e-2)."""
+    """The lecture's alpha_a. It multiplies Q, so it should be small where returns are large (usual:
+    1e-5 to 1e-2)."""
     critic_learning_rate: float = Field(3e-3, gt=0)
-    """The slide's alpha_c. Above alpha_a, so that Q follows the policy (1e-3 to 1e-1)."""
+    """The lecture's alpha_c. It should be above alpha_a, so that Q follows the policy (usual: 1e-3
+    to 1e-1)."""
     hidden: tuple[PositiveInt, ...] = (64, 64)
-    """Widths of the hidden layers of the policy and of Q, which are separate."""
+    """Widths of the hidden layers of the policy and of Q, which are separate networks."""
     normalize_observation: bool = False
-    """Normalize observations by their running statistics, which the slide does not."""
+    """Normalizes observations by their running statistics, which the lecture's algorithm
+    does not."""
 
     @model_validator(mode="after")
     def _whole_steps(self) -> Self:

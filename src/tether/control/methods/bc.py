@@ -44,18 +44,20 @@ class BCConfig(PolicyConfig):
     """Settings of behaviour cloning."""
 
     demonstrations: Path | None = None
-    """Folder of demonstrations: of `tether evaluate RUN --record DIR`, or a Minari dataset."""
+    """The folder of demonstrations: one that `tether evaluate RUN --record DIR` wrote, or a Minari
+    dataset."""
     minibatch_size: int = Field(64, ge=1)
-    """Pairs in a gradient step (usual: 32-1024)."""
+    """Pairs in a gradient step (usual: 32 to 1024)."""
     learning_rate: float = Field(1e-3, gt=0)
     """Adam's step size. Raising it learns faster until it diverges (usual: 1e-4 to 3e-3)."""
     held_out: float = Field(0.1, ge=0, lt=1)
-    """Share of the episodes kept apart to tell when to stop; 0 uses all and never stops early."""
+    """The fraction of the episodes that is kept out of training, to tell when to stop; with 0 all
+    are used and training never stops early."""
     patience: int = Field(10, ge=1)
-    """Epochs without a better held-out loss after which training stops."""
+    """Training stops after this many epochs without a better held-out loss."""
     min_log_std: float = -3.0
-    """Floor of the log standard deviations: a demonstrator without noise would drive them down
-    without end, and a method that goes on from here needs some noise to explore with."""
+    """The smallest log standard deviation. Demonstrations without noise would lower it without end,
+    and a method that continues from the clone needs some noise to explore with."""
     evaluate_every: int = Field(10, ge=1)
     """Epochs between two evaluations in the environment; the last epoch is evaluated as well."""
     evaluation_episodes: int = Field(10, ge=0)

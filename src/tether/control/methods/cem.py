@@ -33,21 +33,26 @@ class CEMConfig(PolicyConfig):
     applies: ClassVar[dict[str, When]] = {"initial_log_std": When(None)}
 
     population: int = Field(64, ge=2)
-    """Policies in a generation, each in an environment of its own. More search wider, slower."""
+    """Policies in a generation, each in an environment of its own. A larger population searches
+    more widely and more slowly."""
     elite_fraction: float = Field(0.1, gt=0, lt=1)
-    """Share of the population that survives. Lowering it is greedier and noisier (0.05-0.25)."""
+    """The fraction of the population that is selected. Lowering it is greedier and noisier (usual:
+    0.05 to 0.25)."""
     episodes: int = Field(1, ge=1)
-    """Whole episodes that score a member. More make a score less of a matter of luck."""
+    """Whole episodes that score a policy. With more of them a score depends less on chance."""
     initial_std: float = Field(0.5, gt=0)
-    """Standard deviation of every parameter at the start."""
+    """The initial standard deviation of every parameter."""
     extra_std: float = Field(0.25, ge=0)
-    """Standard deviation added to the elites' at the start, against narrowing down too early."""
+    """The standard deviation that is added to that of the elites at the start, so that the search
+    does not narrow too early."""
     extra_generations: int = Field(50, ge=1)
-    """Generations over which that addition (its variance) falls linearly to none."""
+    """The number of generations over which that added variance falls linearly to zero."""
     longest_episode: int = Field(10_000, ge=1)
-    """Steps after which an episode is cut, for environments that set no limit themselves."""
+    """The step after which an episode is cut, for environments that set no episode limit
+    themselves."""
     hidden: tuple[PositiveInt, ...] = ()
-    """Widths of hidden layers; none is a linear policy. Every width multiplies what is searched."""
+    """Widths of the hidden layers; no layers give a linear policy. Every layer multiplies the
+    number of parameters to search."""
 
 
 class CEM(PolicyLearner):

@@ -49,27 +49,31 @@ class ProximalConfig(OnPolicyConfig):
     """Settings of every PPO, whatever keeps its policy near the old one."""
 
     gamma: float = Field(0.995, ge=0, le=1)
-    """Discount factor. Raising it looks further ahead and adds variance (usual: 0.98-0.999)."""
+    """The discount factor. Raising it looks further ahead and adds variance (usual: 0.98 to
+    0.999)."""
     initial_log_std: float = 0.0
-    """Log standard deviation every Box action starts with. Raising it explores more."""
+    """The initial log standard deviation of every Box action. Raising it explores more."""
     epochs: int = Field(10, ge=1)
-    """Passes over each batch. More reuse data harder and move further from the old policy."""
+    """Passes over each batch. More passes reuse the data more and move further from the old
+    policy."""
     minibatch_size: int = Field(64, ge=1)
-    """Transitions in a gradient step (usual: 64-4096)."""
+    """Transitions in a gradient step (usual: 64 to 4096)."""
     learning_rate: float = Field(3e-4, gt=0)
-    """Adam's step size for actor and critic at the start."""
+    """Adam's initial step size for actor and critic."""
     anneal: bool = True
-    """Lower the step size linearly to zero over the run."""
+    """Lowers the step size linearly to zero over the run."""
     adam_epsilon: float = Field(1e-5, gt=0)
-    """Adam's epsilon; 1e-5 is OpenAI Baselines'."""
+    """Adam's epsilon; OpenAI Baselines uses 1e-5."""
     max_grad_norm: float | None = Field(0.5, gt=0)
-    """Largest norm of the actor's and of the critic's gradient, each on its own."""
+    """The largest norm of the actor's and of the critic's gradient, each by itself; larger
+    gradients are scaled down."""
     entropy_coefficient: float = Field(0.0, ge=0)
-    """Weight of the entropy bonus. Raising it keeps the policy random for longer."""
+    """The weight of the entropy bonus. Raising it keeps the policy random for longer."""
     value_epsilon: float | None = Field(None, gt=0)
-    """Clip range of the value update; none since clipping hurts (Andrychowicz et al. 2020)."""
+    """The clip range of the value update; none by default, since clipping it hurts (Andrychowicz et
+    al. 2020)."""
     recompute_advantage: bool = True
-    """Estimate advantages anew, with the newest critic, before every epoch."""
+    """Estimates the advantages again, with the newest critic, before every epoch."""
 
     @model_validator(mode="after")
     def _whole_minibatches(self) -> Self:
@@ -85,7 +89,8 @@ class PPOConfig(ProximalConfig):
     """Settings of PPO-clip."""
 
     epsilon: float | None = Field(0.2, gt=0)
-    """Clip range of the probability ratio; none gives the unclipped surrogate (usual: 0.1-0.3)."""
+    """The clip range of the probability ratio; none gives the unclipped surrogate (usual: 0.1 to
+    0.3)."""
     target_kl: float | None = Field(None, gt=0)
     """Stop an iteration's epochs of the policy after one whose `policy/approx_kl` exceeds 1.5 times
     this, in nats (the factor is Stable-Baselines3's; usual: 0.01-0.05); none takes all epochs."""

@@ -42,11 +42,13 @@ class PPOKLConfig(ProximalConfig):
     applies: ClassVar[dict[str, When]] = {"kl_target": When("fixed_beta", values=(False,))}
 
     beta: float = Field(1.0, ge=0)
-    """Price of a nat at the start, or throughout with `fixed_beta`. Raising it moves less."""
+    """The initial KL coefficient; with fixed_beta it stays the same throughout. Raising it makes
+    smaller updates."""
     kl_target: float = Field(0.01, gt=0)
-    """KL divergence wanted of an update, in nats (usual: 0.003 to 0.03)."""
+    """The KL divergence that an update should have, in nats (usual: 0.003 to 0.03)."""
     fixed_beta: bool = False
-    """Leave beta as it is, whatever the KL divergence (the paper tries 0.3, 1, 3 and 10)."""
+    """Keeps the KL coefficient fixed, whatever the KL divergence (the paper tries 0.3, 1, 3 and
+    10)."""
 
 
 class Leash(NamedTuple):

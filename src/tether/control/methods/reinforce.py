@@ -53,23 +53,27 @@ class ReinforceConfig(CriticConfig):
     }
 
     weight: Literal["return", "reward-to-go", "baseline"] = "reward-to-go"
-    """What grad log pi is weighted with: G_0, G_t or G_t - V(s_t); each has less variance."""
+    """What the gradient of log pi is multiplied by: G_0, G_t, or G_t - V(s_t); each has less
+    variance than the one before."""
     num_envs: int = Field(8, ge=1)
-    """Environments stepped side by side. Fewer let each get further into its episode."""
+    """Environments stepped side by side. With fewer of them each gets further into its episode."""
     steps_per_iteration: int = Field(4096, ge=1)
-    """Transitions in each gradient. More have less variance and cut fewer episodes (2048-16384)."""
+    """Transitions in each gradient. More of them give less variance and cut fewer episodes (usual:
+    2048 to 16384)."""
     lam: float = Field(1.0, ge=1, le=1)
-    """Always 1: returns are Monte-Carlo. The method that mixes in the critic's is vpg."""
+    """Always 1, since returns are Monte-Carlo. The method that also uses the critic's estimates is
+    vpg."""
     initial_log_std: float = -0.5
-    """Log standard deviation every Box action starts with. Raising it explores more."""
+    """The initial log standard deviation of every Box action. Raising it explores more."""
     learning_rate: float = Field(3e-3, gt=0)
-    """Adam's step size for the policy at the start (usual: 3e-4 to 1e-2)."""
+    """Adam's initial step size for the policy (usual: 3e-4 to 1e-2)."""
     anneal: bool = True
-    """Lower the step size linearly to zero over the run."""
+    """Lowers the step size linearly to zero over the run."""
     normalize_weight: bool = True
-    """Shift and scale the weights of a batch to mean 0 and deviation 1: a constant baseline."""
+    """Shifts and scales the weights of a batch to mean 0 and standard deviation 1, which amounts to
+    a constant baseline."""
     max_grad_norm: float | None = Field(0.5, gt=0)
-    """Largest norm of the policy's gradient."""
+    """The largest norm of the policy's gradient; larger gradients are scaled down."""
 
     @property
     def with_critic(self) -> bool:

@@ -47,21 +47,24 @@ class TRPOConfig(CriticConfig):
     num_envs: int = Field(16, ge=1)
     """Environments stepped side by side."""
     steps_per_iteration: int = Field(1024, ge=1)
-    """Transitions in each step. More make each step better and steps fewer (usual: 1024-8192)."""
+    """Transitions in each update. More of them make each update better and updates fewer (usual:
+    1024 to 8192)."""
     initial_log_std: float = -0.5
-    """Log standard deviation every Box action starts with. Raising it explores more."""
+    """The initial log standard deviation of every Box action. Raising it explores more."""
     max_kl: float = Field(0.01, gt=0)
-    """delta: largest mean KL divergence of a step, in nats. Raising it dares more (0.001-0.05)."""
+    """The paper's delta: the largest mean KL divergence of an update, in nats. Raising it allows
+    larger updates (usual: 0.001 to 0.05)."""
     conjugate_gradient_iterations: int = Field(10, ge=1)
-    """Rounds of conjugate gradients, each one Fisher-vector product (usual: 10-20)."""
+    """Iterations of the conjugate gradient method, each with one Fisher-vector product (usual: 10
+    to 20)."""
     damping: float = Field(0.1, ge=0)
-    """Added to the Fisher matrix's diagonal. Raising it makes steps shorter and steadier."""
+    """Added to the diagonal of the Fisher matrix. Raising it makes updates shorter and steadier."""
     fisher_every: int = Field(5, ge=1)
     """The Fisher matrix is that of one in so many transitions; 1 uses all, at more cost."""
     backtracks: int = Field(10, ge=1)
-    """Lengths the line search tries, the full step first."""
+    """The number of step lengths that the line search tries, the full step first."""
     shrink: float = Field(0.8, gt=0, lt=1)
-    """Factor from one length to the next. Raising it wastes less of a step, and reaches less."""
+    """The factor from one step length to the next in the line search."""
     min_improvement: float = Field(3.5e-3, ge=0)
     """Rise of E[r A], in the critic's units, for each unit of the region's radius sqrt(2 max_kl)
     below which no step is taken. Raising it leaves a solved policy alone sooner (0-0.01)."""

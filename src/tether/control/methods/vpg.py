@@ -45,19 +45,22 @@ class VPGConfig(CriticConfig):
     """Settings of the vanilla policy gradient."""
 
     steps_per_iteration: int = Field(1024, ge=1)
-    """Transitions in each step. More make each step better and steps fewer (usual: 1024-8192)."""
+    """Transitions in each update. More of them make each update better and updates fewer (usual:
+    1024 to 8192)."""
     gamma: float = Field(0.995, ge=0, le=1)
-    """Discount factor. Raising it looks further ahead and adds variance (usual: 0.98-0.999)."""
+    """The discount factor. Raising it looks further ahead and adds variance (usual: 0.98 to
+    0.999)."""
     initial_log_std: float = -0.5
-    """Log standard deviation every Box action starts with. Raising it explores more."""
+    """The initial log standard deviation of every Box action. Raising it explores more."""
     learning_rate: float = Field(3e-3, gt=SMALLEST_STEP, le=LARGEST_STEP)
-    """Adam's step size for the policy at the start; after that `kl_target` decides."""
+    """Adam's initial step size for the policy; after the first update kl_target adjusts it."""
     kl_target: float = Field(0.01, gt=0)
-    """KL divergence wanted of an update, in nats. Raising it learns faster until steps fail."""
+    """The KL divergence that an update should have, in nats. Raising it learns faster until updates
+    fail."""
     adaptive: bool = True
-    """Adjust the step size; otherwise it stays what it is."""
+    """Adjusts the step size by the KL divergence; otherwise it stays the same."""
     entropy_coefficient: float = Field(0.0, ge=0)
-    """Weight of the entropy bonus. Raising it keeps the policy random for longer."""
+    """The weight of the entropy bonus. Raising it keeps the policy random for longer."""
 
 
 class VPG(OnPolicyLearner):

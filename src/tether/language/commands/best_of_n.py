@@ -34,16 +34,18 @@ class BestOfNConfig(RewardSettings):
     """Settings of best-of-n."""
 
     n: int = Field(16, ge=1)
-    """Answers to each prompt. More score higher, further from the model (usual: 4-128)."""
+    """Answers sampled for each prompt. More answers score higher and move further from the model
+    (usual: 4 to 128)."""
     gold: str | None = None
-    """What the winners are really worth: one reward, named as above, that chooses nothing. For
-    movie-reviews it is sentiment if not given."""
+    """What the chosen answers are really worth: named like a reward, and never used to choose. For
+    film reviews it is sentiment if not given."""
     max_new_tokens: int = Field(32, ge=1)
-    """Most tokens of an answer, the end-of-sequence token included."""
+    """The most tokens an answer may have, including the end-of-sequence token."""
     temperature: float = Field(1.0, gt=0)
-    """Divides the logits; below 1 answers differ less."""
+    """The logits are divided by this; answers differ less below 1."""
     generation_batch_size: int = Field(64, ge=1)
-    """Rows decoded side by side. More: faster, and more memory; the answers stay the same."""
+    """Answers generated at once. More is faster and needs more memory; the answers stay the
+    same."""
 
 
 @dataclass(frozen=True)

@@ -18,24 +18,26 @@ from tether.language.runtime.processes import processes
 
 @dataclass(frozen=True)
 class LearnOptions:
-    """How to run it."""
+    """Options of the run."""
 
     epochs: float = 1.0
-    """Passes over the data."""
+    """The number of passes over the data."""
     total_steps: int | None = None
-    """Examples, comparisons or episodes to take, instead of passes."""
+    """The number of examples, comparisons or episodes to train on, instead of a number of
+    passes."""
     out: Path | None = None
-    """Folder of the run (new or empty); runs/METHOD-MODEL-SEED-TIME if not given."""
+    """The run's folder, which must be new or empty; runs/METHOD-MODEL-SEED-TIME if not given."""
     config: Path | None = None
-    """TOML file with any of the settings below; options on the command line win."""
+    """A TOML file with any of the settings below; options on the command line override it."""
     checkpoint_every: int | None = None
-    """Save whenever so many steps are passed; every minute in any case."""
+    """A checkpoint is saved whenever training passes a multiple of this many steps, and every
+    minute in any case."""
     sinks: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
-    """Where metrics go beside metrics.jsonl."""
+    """Where metrics are written besides metrics.jsonl."""
     json: bool = False
-    """Print one JSON object as the last line of stdout."""
+    """Prints one JSON object as the last line of stdout."""
     quiet: bool = False
-    """Show no progress."""
+    """Shows no progress."""
 
 
 def sft(arguments: Sequence[str]) -> None:

@@ -20,38 +20,40 @@ from tether.language.models.language_model import LanguageModel
 
 @dataclass(frozen=True)
 class SpeechOptions:
-    """How the model speaks."""
+    """How answers are sampled."""
 
     max_new_tokens: int = 128
-    """Most tokens of an answer; fewer where the model's context ends first."""
+    """The most tokens an answer may have; fewer if the model's context ends first."""
     temperature: float = 0.7
-    """Divides the logits: 1 samples from the model as it is, 0 takes the likeliest token."""
+    """The logits are divided by this: 1 samples from the model as it is, 0 always takes the most
+    likely token."""
     top_k: int | None = None
-    """Sample among so many likeliest tokens only."""
+    """Samples among this many of the most likely tokens only."""
     top_p: float | None = None
-    """Sample among the fewest likeliest tokens that together are this probable."""
+    """Samples among the smallest set of tokens whose probabilities add up to this."""
     seed: int = 0
     """Decides what is sampled."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of a model's parameters; a run has its own."""
+    """The data type of the model's parameters; a run keeps its own."""
     device: str = "cpu"
-    """Where the model is, such as cpu or cuda."""
+    """Where the model is placed, such as cpu or cuda."""
 
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """Let a model, or the model of a run, continue or answer a prompt."""
+    """Continue or answer a prompt with a model, or with the model of a run."""
 
     model: tyro.conf.Positional[str]
-    """A run's folder, tiny, smollm2-135m-instruct, a model's folder, or a hub id."""
+    """A run's folder, tiny, smollm2-135m-instruct, a model's folder, or an id of the Hugging Face
+    hub."""
     speech: SpeechOptions
-    """How it speaks."""
+    """How answers are sampled."""
     prompt: str | None = None
-    """What to continue, or with a chat model to answer; all of stdin if not given."""
+    """The text to continue or, with a chat model, to answer; all of stdin if not given."""
     samples: int = 1
-    """How many answers."""
+    """The number of answers."""
     json: bool = False
-    """Print one JSON object as the last line of stdout, instead of the text."""
+    """Prints one JSON object as the last line of stdout, instead of the text."""
 
 
 def generate(arguments: Sequence[str]) -> None:
@@ -85,14 +87,17 @@ def generate(arguments: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class ChatOptions:
-    """Talk with a model, or the model of a run; /reset forgets, /quit or the end of input ends."""
+    """Talk with a model, or with the model of a run. /reset starts a new conversation; /quit ends
+    it.
+    """
 
     model: tyro.conf.Positional[str]
-    """A run's folder, tiny, smollm2-135m-instruct, a model's folder, or a hub id."""
+    """A run's folder, tiny, smollm2-135m-instruct, a model's folder, or an id of the Hugging Face
+    hub."""
     speech: SpeechOptions
-    """How it speaks."""
+    """How answers are sampled."""
     system: str | None = None
-    """What the model is told before the conversation."""
+    """The system message, which the model reads before the conversation."""
 
 
 def chat(arguments: Sequence[str]) -> None:

@@ -21,26 +21,30 @@ class OptimizationConfig(Config):
     """Settings of every method that follows a gradient."""
 
     batch_size: int = Field(16, ge=1)
-    """Examples (or pairs) in a gradient step. More: steadier and fewer steps (usual: 8-128)."""
+    """Examples or pairs in a gradient step. More examples give steadier and fewer steps (usual: 8
+    to 128)."""
     micro_batch_size: int = Field(8, ge=1)
-    """Rows read at a time. Fewer need less memory; the gradient is the same up to rounding (with
-    bfloat16 parameters about 1 %)."""
+    """Rows that the model reads at a time. Fewer rows need less memory; the gradient stays the same
+    up to rounding (about 1 % with bfloat16 parameters)."""
     learning_rate: float = Field(2e-5, gt=0)
-    """AdamW's greatest step size (usual: 1e-6 to 1e-4; LoRA or tiny models 1e-4 to 1e-3)."""
+    """AdamW's largest step size (usual: 1e-6 to 1e-4; for LoRA and very small models 1e-4 to
+    1e-3)."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    """How the step size falls after the warm-up, to zero at the end of the run, or not at all."""
+    """How the step size falls after the warm-up: to zero at the end of the run, along a line or a
+    cosine, or not at all."""
     warmup: float = Field(0.05, ge=0, le=1)
-    """Share of the run in which the step size rises from zero."""
+    """The fraction of the run in which the step size rises from zero."""
     weight_decay: float = Field(0.0, ge=0)
-    """Pull of matrices to zero, times the step size; vectors are never pulled (usual: 0-0.1)."""
+    """AdamW's decoupled weight decay, multiplied by the step size; it applies to matrices and not
+    to vectors (usual: 0 to 0.1)."""
     adam_beta1: float = Field(0.9, ge=0, lt=1)
-    """Memory of AdamW's mean gradient."""
+    """AdamW's decay rate for the mean of the gradients."""
     adam_beta2: float = Field(0.999, ge=0, lt=1)
-    """Memory of AdamW's mean squared gradient (usual: 0.95-0.999)."""
+    """AdamW's decay rate for the mean of the squared gradients (usual: 0.95 to 0.999)."""
     adam_epsilon: float = Field(1e-8, gt=0)
-    """Keeps AdamW from dividing by zero."""
+    """AdamW adds this to the denominator, so that it never divides by zero."""
     max_gradient_norm: float | None = Field(1.0, gt=0)
-    """Longer gradients are shortened to this; none leaves them."""
+    """Gradients with a larger norm are scaled down to this norm; none never scales them."""
 
 
 class Optimizer:

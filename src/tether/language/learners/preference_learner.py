@@ -46,12 +46,13 @@ class PreferenceConfig(OptimizationConfig):
     """Settings of every method that learns from comparisons."""
 
     shared_prompt: bool = True
-    """Read a prompt once for all its completions, where it is long enough to save time: the same
-    result, sooner. Off for models that cannot take it (sliding windows)."""
+    """Reads a prompt once for all of its completions where the prompt is long enough for that to
+    save time. The result is the same. Models with sliding-window attention need this turned off."""
     held_out: float = Field(0.0, ge=0, lt=1)
-    """Share of the prompts kept from training, to measure on."""
+    """The fraction of the prompts that is kept out of training, to measure on."""
     evaluate_every: int = Field(20, ge=1)
-    """Iterations between two measurements on them; the last iteration measures, too."""
+    """Iterations between two measurements on the held-out prompts; the last iteration measures as
+    well."""
 
 
 class PreferenceLearner(RecordLearner[R], Generic[R]):

@@ -33,18 +33,20 @@ class RolloutConfig(OptimizationConfig):
     """Settings of every method that learns from its own completions."""
 
     batch_size: int = Field(64, ge=1)
-    """Episodes (completions) per iteration. More: steadier updates (usual: 64-512)."""
+    """Episodes (completions) per iteration. More episodes give steadier updates (usual: 64
+    to 512)."""
     samples_per_prompt: int = Field(1, ge=1)
-    """Completions of each prompt; RLOO and GRPO compare them and need at least 2 (usual: 4-16)."""
+    """Completions of each prompt. RLOO and GRPO compare them and need at least 2 (usual: 4
+    to 16)."""
     max_new_tokens: int = Field(32, ge=1)
-    """Most tokens of a completion, the end-of-sequence token included."""
+    """The most tokens a completion may have, including the end-of-sequence token."""
     temperature: float = Field(1.0, gt=0)
-    """Divides the logits, of the policy and of the reference alike (usual: 0.7-1)."""
+    """The logits of the policy and of the reference are divided by this (usual: 0.7 to 1)."""
     stop_ids: tuple[int, ...] = ()
-    """Further tokens that end a completion, such as that of a line break."""
+    """Further token ids that end a completion, such as that of a line break."""
     generation_batch_size: int = Field(64, ge=1)
-    """Rows decoded side by side. More: faster, and more memory; the completions stay the same up to
-    rounding, which may tip a token now and then."""
+    """Completions generated at once. More is faster and needs more memory; the completions stay the
+    same up to rounding, which may change a token now and then."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -45,17 +45,21 @@ class RewardConfig(PreferenceConfig):
     applies: ClassVar[dict[str, When]] = {"combine": When("members", unless=1)}
 
     label_noise: float = Field(0.0, ge=0, lt=1)
-    """Share of the answers taken to be a coin's toss; bounds what one comparison can claim (0.1 in
-    Christiano et al. 2017; 0 for rankings)."""
+    """The probability with which an answer is taken to be random; it limits how much a single
+    comparison can change (0.1 in Christiano et al. 2017; 0 for rankings)."""
     members: int = Field(1, ge=1)
-    """Models of an ensemble: each its own head and data order, and with LoRA its own adapter. More:
-    a better idea of what is not known, in as many times the time (usual: 1-5)."""
+    """The number of models in the ensemble. Each has its own head and its own order of the data,
+    and with LoRA its own adapter. More members estimate the uncertainty better and take
+    proportionally longer (usual: 1 to 5)."""
     bootstrap: bool = False
-    """Give each member its own sample of the data, drawn with replacement, to disagree more."""
+    """Gives each member its own sample of the data, drawn with replacement, so that the members
+    disagree more."""
     combine: Combine = "mean"
-    """How members become one score: their mean, or the lowest, which is harder to over-optimize."""
+    """How the members' scores become one: their mean, or their minimum, which is harder to
+    over-optimize."""
     normalize_samples: int = Field(256, ge=0)
-    """Completions of the data on which, at the end, scores get mean 0 and deviation 1; 0: none."""
+    """The number of completions of the data whose scores are shifted and scaled to mean 0 and
+    standard deviation 1 when training ends; 0 leaves the scores as they are."""
 
     @model_validator(mode="after")
     def _enough_samples(self) -> Self:

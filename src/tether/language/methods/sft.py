@@ -39,15 +39,18 @@ class SFTConfig(OptimizationConfig):
     applies: ClassVar[dict[str, When]] = {"packed_length": When("packing", values=(True,))}
 
     length_bucketing: bool = True
-    """Put examples of about one length into a batch: less padding. Packing does without."""
+    """Puts examples of similar length into a batch, which needs less padding. Packing does not use
+    it."""
     packing: bool = False
-    """Put several short examples into one row, where none sees another: no padding to speak of."""
+    """Puts several short examples into one row, where no example attends to another; almost no
+    padding is left."""
     packed_length: int = Field(1024, ge=1)
-    """Tokens of a packed row; a longer example has a row of its own."""
+    """The length of a packed row in tokens; a longer example gets a row of its own."""
     held_out: float = Field(0.05, ge=0, lt=1)
-    """Share of the prompts kept from training to measure on, where no other data are given."""
+    """The fraction of the prompts that is kept out of training, to measure on."""
     evaluate_every: int = Field(100, ge=1)
-    """Iterations between two measurements on them; the first and the last iteration measure too."""
+    """Iterations between two measurements on the held-out prompts; the first and the last iteration
+    measure as well."""
 
 
 class SFTLearner(RecordLearner[Example]):

