@@ -210,7 +210,7 @@ def check_finite(
         if not np.isfinite(value) and name not in may_be_undefined:
             raise NonFiniteError(
                 f"{name} became {value} at step {steps}: the update diverged; lower the "
-                "learning rate or check the reward's scale (the last checkpoint is intact)"
+                "learning rate or check the reward's scale"
             )
 
 

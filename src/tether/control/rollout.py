@@ -204,5 +204,5 @@ class Collector:
         step = self.steps + max(0, t + first) * self.env.num_envs + n
         raise BadEnvironmentError(
             f"{self.env.id} returned {value} in its {name} at step {step} (environment {n}); "
-            "training stopped before learning from it, and the last checkpoint is intact"
+            "training stopped before learning from it"
         )

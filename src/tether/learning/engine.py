@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
-from tether.errors import UserError
+from tether.errors import RewardError, RunError, UserError
 from tether.learning.callbacks import BaseCallback, Callback, HasCallbacks, RunView, check_callbacks
 from tether.learning.config import Config
 from tether.learning.learner import Finishes, Learner, Metrics
@@ -356,7 +356,7 @@ class Engine(ABC, Generic[LearnerT, TrainedT]):
         learner, clock = prepared.learner, _Clock()
         own = learner.callbacks() if isinstance(learner, HasCallbacks) else ()
         finished = _is_finished(learner)
-        with self.driving(prepared) as driven:
+        with _saying_what_is_saved(run), self.driving(prepared) as driven:
             metrics = run.train(
                 driven,
                 learner.steps if finished else prepared.total_steps,
@@ -419,6 +419,20 @@ def _closing(prepared: Prepared[LearnerT]) -> Iterator[Prepared[LearnerT]]:
         yield prepared
     finally:
         prepared.close()
+
+
+@contextmanager
+def _saying_what_is_saved(run: Run) -> Iterator[None]:
+    """Adds to an error that ends a training what is left of it."""
+    try:
+        yield
+    except (RunError, RewardError):
+        raise
+    except UserError as error:
+        saved = run.checkpoints()
+        left = f"{saved[0].name} is saved" if saved else "no checkpoint had been saved yet"
+        error.args = (f"{error} ({left})",)
+        raise
 
 
 def check_total_steps(total_steps: int) -> None:

@@ -191,7 +191,7 @@ class ActorCritic(PolicyLearner):
             value = array[~np.isfinite(array)].ravel()[0]
             raise BadEnvironmentError(
                 f"{self.env.id} returned {value} in its {name} at step {self._steps}; training "
-                "stopped before learning from it, and the last checkpoint is intact"
+                "stopped before learning from it"
             )
 
     def _measure(self, numbers: Array, action: Array) -> np.ndarray:

@@ -197,7 +197,7 @@ class CEM(PolicyLearner):
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise BadEnvironmentError(
                 f"{self.env.id} returned {array[~np.isfinite(array)].ravel()[0]} in its {name} "
-                f"after step {self._steps}; the last checkpoint is intact"
+                f"after step {self._steps}"
             )
 
 

@@ -189,7 +189,7 @@ def update_together(
                 optimizer.clear()
             raise NonFiniteError(
                 f"the gradient's norm became {norm} at step {steps}, from {examples}; lower the "
-                "learning rate (the last checkpoint is intact)"
+                "learning rate"
             )
     return [
         {"optimizer/gradient_norm": norm, "optimizer/learning_rate": optimizer.step(steps)}

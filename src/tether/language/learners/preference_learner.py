@@ -232,7 +232,7 @@ class PreferenceLearner(RecordLearner[R], Generic[R]):
         raise NonFiniteError(
             f"{name} became {bad[name]} at step {self._steps}, in "
             f"{self._named(sorted(culprits) or self._numbers(batches))}; lower learning_rate "
-            f"({self.config.learning_rate:g}) or look at the data (the last checkpoint is intact)"
+            f"({self.config.learning_rate:g}) or look at the data"
         )
 
     def _numbers(self, batches: Sequence[Sequence[int]]) -> list[int]:

@@ -189,7 +189,7 @@ class Collector:
         if bad:
             raise NonFiniteError(
                 f"the score became {scores[bad[0]]} at step {self.count} in {episodes.named(bad)}; "
-                "look at the reward model or function (the last checkpoint is intact)"
+                "look at the reward model or function"
             )
         self.count += config.batch_size
         return episodes

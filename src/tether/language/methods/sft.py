@@ -202,7 +202,7 @@ class SFTLearner(RecordLearner[Example]):
         return NonFiniteError(
             f"the loss became {float(losses.sum())} at step {self._steps}, in "
             f"{self._named(bad)}; lower learning_rate ({self.config.learning_rate:g}) or look at "
-            "the data (the last checkpoint is intact)"
+            "the data"
         )
 
     def _named(self, rows: Iterable[int]) -> str:

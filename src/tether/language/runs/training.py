@@ -374,7 +374,7 @@ def _build(
 
 
 def _where(learner: Learner) -> str:
-    return f"at step {learner.steps} (the last checkpoint is intact)"
+    return f"at step {learner.steps}"
 
 
 def _origins(source: ModelAndData, learner: Learner) -> dict[str, str]:

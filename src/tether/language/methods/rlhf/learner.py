@@ -256,8 +256,7 @@ class RLHFLearner(LanguageLearner):
         if bad:
             raise NonFiniteError(
                 f"the reward or value became {float(sums[bad[0]])} at step {steps} in "
-                f"{episodes.named(bad)}; lower learning_rate ({config.learning_rate:g}) (the last "
-                "checkpoint is intact)"
+                f"{episodes.named(bad)}; lower learning_rate ({config.learning_rate:g})"
             )
         if config.whiten_reward:
             reward = advantages.whiten_keeping_mean(reward, mask)

@@ -217,8 +217,7 @@ class Update:
             raise NonFiniteError(
                 f"the loss became {sum(value for _, value in bad)} at step {steps} in "
                 f"{episodes.named([row for row, _ in bad])}; lower learning_rate "
-                f"({self.config.learning_rate:g}) or look at the reward's scale (the last "
-                "checkpoint is intact)"
+                f"({self.config.learning_rate:g}) or look at the reward's scale"
             )
         return float(np.exp(max((ratio for _, ratio in parts), key=abs)))
 
