@@ -164,6 +164,10 @@ def test_the_chain_is_solved_repeated_and_resumed_bit_for_bit(
         ("a2c-tr", {"max_slope": 0}, "max_slope is 0; expected greater than 0"),
         ("reinforce", {"lam": 0.95}, "lam is 0.95; expected greater than or equal to 1"),
         ("reinforce", {"weight": "Q"}, "weight is 'Q'; expected 'return', 'reward-to-go' or"),
+        ("reinforce", {"critic_epochs": 9}, "choose weight baseline"),
+        ("cem", {"initial_log_std": 0.0}, "which this method does not use; leave it out"),
+        ("a2c", {"optimizer": "adam", "rmsprop_decay": 0.9}, "choose optimizer rmsprop"),
+        ("ppo-kl", {"fixed_beta": True, "kl_target": 0.1}, "choose fixed_beta False"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(

@@ -182,7 +182,8 @@ def test_without_a_price_ppo_kl_is_ppo_without_a_clip_and_a_high_price_holds_bac
 
 @pytest.mark.parametrize("fixed", [True, False])
 def test_a_fixed_beta_stays(fixed: bool) -> None:
-    learner = on_chain("ppo-kl", beta=3.0, fixed_beta=fixed)
+    settings = {"fixed_beta": True, "kl_target": 0.01} if fixed else {}
+    learner = on_chain("ppo-kl", beta=3.0, **settings)
     data = batch(learner.collector.collect(32))
     # No update in between: the policy has not moved, which is too little.
     assert learner.settle(data, learner.leash(data)) == {

@@ -177,7 +177,7 @@ def test_only_what_was_training_is_said_to_go_on(
     monkeypatch.setattr("tether.language.runs.training.prepare", stop)
     done = tether_("sft", "--model", folders["plain"], "--data", folders["questions"])
     assert done.code == 130
-    assert "`tether resume` goes on" in done.err
+    assert "can be continued: tether resume RUN" in done.err
 
 
 def test_a_reward_model_that_never_came_to_its_end_is_told_of(

@@ -62,12 +62,13 @@ class TrainOptions:
 def train(arguments: Sequence[str]) -> None:
     """`tether train METHOD --env ID ...`."""
     if not arguments or arguments[0].startswith("-"):
-        say("usage: tether train METHOD --env ID [options]; METHOD is one of:")
-        for name, known in METHODS.items():
-            say(f"  {name:14}{known.summary}")
-        say("tether train METHOD --help lists the options")
+        lines = ["usage: tether train METHOD --env ID [options]; METHOD is one of:"]
+        lines += [f"  {name:14}{known.summary}" for name, known in METHODS.items()]
+        lines.append("tether train METHOD --help lists the options")
         if arguments and arguments[0] in ("-h", "--help"):
+            print("\n".join(lines))
             return
+        say("\n".join(lines))
         raise UserError("no METHOD given")
     method, rest = arguments[0], arguments[1:]
     learner = find_method(METHODS, method)

@@ -109,12 +109,12 @@ def clipped(
     config: PPOConfig, spec: PolicySpec, seen: Minibatch, leash: None
 ) -> tuple[Array, dict[str, Array]]:
     """E[min(r A, clip(r, 1 - epsilon, 1 + epsilon) A)], or E[r A] where epsilon is none."""
-    ratio = seen.log_ratio
+    log_ratio = seen.log_ratio
     if config.epsilon is None:
-        objective = objectives.surrogate(ratio, seen.advantage)
+        objective = objectives.surrogate(log_ratio, seen.advantage)
     else:
-        objective = objectives.clipped_surrogate(ratio, seen.advantage, config.epsilon)
-    fraction = objectives.clip_fraction(ratio, None, config.epsilon or 0.2)
+        objective = objectives.clipped_surrogate(log_ratio, seen.advantage, config.epsilon)
+    fraction = objectives.clip_fraction(log_ratio, None, config.epsilon or 0.2)
     return objective, {"policy/clip_fraction": fraction}
 
 

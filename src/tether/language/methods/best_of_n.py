@@ -7,7 +7,7 @@ divergence, which makes it the yardstick of RLHF and of over-optimization.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -48,6 +48,7 @@ def best_of_n(
     seed: int = 0,
     batch_size: int = 64,
     stop_ids: Sequence[int] | None = None,
+    on_batch: Callable[[int], None] | None = None,
 ) -> BestOfN:
     """Samples n completions of each prompt and keeps the one that scores highest.
 
@@ -64,6 +65,7 @@ def best_of_n(
             candidates of a smaller one.
         batch_size: rows decoded at once.
         stop_ids: tokens that end a completion; None: the model's own.
+        on_batch: called with the number of completions that are sampled, after each batch.
 
     Raises:
         UserError: n below 1, a seed below 0, a setting that
@@ -91,6 +93,7 @@ def best_of_n(
         seeds=seeds,
         batch_size=batch_size,
         stop_ids=stop_ids,
+        on_batch=on_batch,
     )
     sampled = [replace(item, row=place // n) for place, item in enumerate(sampled)]
     scores = np.asarray(scorer(sampled), np.float64)

@@ -34,6 +34,7 @@ def generate(
     seeds: int | Sequence[int] = 0,
     batch_size: int = 64,
     on_token: Callable[[int, int], None] | None = None,
+    on_batch: Callable[[int], None] | None = None,
 ) -> list[Completion]:
     """Continues each prompt until a stop token or `max_new_tokens`.
 
@@ -52,6 +53,7 @@ def generate(
         seeds: one for each prompt; or one number s, from which prompt i gets (s, i).
         batch_size: most rows at once. More: faster, and more memory.
         on_token: called with the index of a prompt and a new token, as they come.
+        on_batch: called with the number of completions that are done, after each batch.
 
     Returns:
         A completion for each prompt, in order; `finished` tells whether its last token is a stop
@@ -93,6 +95,8 @@ def generate(
             on_token,
         )
         done.update(zip(rows, batch.run(), strict=True))
+        if on_batch is not None:
+            on_batch(len(done))
     return [done[index] for index in range(len(checked))]
 
 

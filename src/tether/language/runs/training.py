@@ -72,7 +72,8 @@ class TrainedModel(Trained):
         """The loss or the reward, in a few words."""
         names = (self.progress_metric, "held_out/loss")
         found = dict.fromkeys(name for name in names if name in self.metrics)
-        return "; ".join(f"{name} {self.metrics[name]:.4g}" for name in found)
+        texts = [f"{name} {self.metrics[name]:.4g}" for name in found]
+        return "; ".join(texts) + (" (in the last batch)" if len(texts) == 1 else "")
 
 
 @dataclass
@@ -315,6 +316,12 @@ class LanguageEngine(Engine[LanguageLearner, TrainedModel]):
         assert isinstance(prepared, PreparedModel)
         source = prepared.source
         skipped = [f"{source.skipped:,} bad rows were left out"] if source.skipped else []
+        size = getattr(prepared.config, "batch_size", 1)
+        if prepared.total_steps <= size:
+            skipped.append(
+                f"{prepared.total_steps:,} examples in batches of {size} make a single update; "
+                "lower --batch-size, or train for more --epochs"
+            )
         return [*skipped, *([str(source.truncation)] if source.truncation else [])]
 
     def check_class(self, method: type[Any]) -> None:

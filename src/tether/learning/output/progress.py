@@ -19,13 +19,23 @@ class Progress(Protocol):
         """Takes the learner's steps and this iteration's metrics."""
         ...
 
+    def at(self, steps: int) -> None:
+        """Takes the steps alone."""
+        ...
+
     def close(self) -> None:
         """Shows the last state and lets go of the terminal."""
         ...
 
 
 def open_progress(
-    total: int, start: int, *, metric: str, show: bool = True, stream: TextIO | None = None
+    total: int,
+    start: int,
+    *,
+    metric: str,
+    show: bool = True,
+    stream: TextIO | None = None,
+    unit: str = "steps",
 ) -> Progress:
     """The progress display that fits where stderr goes.
 
@@ -34,17 +44,27 @@ def open_progress(
         start: steps done before, not counted in the rate.
         metric: name of the metric to show, usually ``return/mean``.
         show: False for silence.
-        stream: where to write, stderr unless told.
+        stream: where to write, stderr unless given.
+        unit: what is counted.
     """
     stream = sys.stderr if stream is None else stream
     if not show:
         return NoProgress()
     if stream.isatty():
-        return ProgressBar(total, start, metric=metric, stream=stream)
-    return ProgressLines(total, start, metric=metric, stream=stream)
+        return ProgressBar(total, start, metric=metric, stream=stream, unit=unit)
+    return ProgressLines(total, start, metric=metric, stream=stream, unit=unit)
 
 
-class NoProgress:
+class _At:
+    def at(self, steps: int) -> None:
+        """Takes the steps alone."""
+        self.update(steps, {})
+
+    def update(self, steps: int, metrics: Mapping[str, float | int]) -> None:
+        """Takes the learner's steps and this iteration's metrics."""
+
+
+class NoProgress(_At):
     """Says nothing."""
 
     def update(self, steps: int, metrics: Mapping[str, float | int]) -> None:
@@ -57,7 +77,8 @@ class NoProgress:
 class _Pace:
     """Steps, rate over the last few seconds, time left, and the last value of one metric."""
 
-    def __init__(self, total: int, start: int, metric: str) -> None:
+    def __init__(self, total: int, start: int, metric: str, unit: str) -> None:
+        self.unit = unit
         self.total = total
         self.steps = start
         self.metric = metric
@@ -95,7 +116,7 @@ class _Pace:
 
     @property
     def speed(self) -> str:
-        return f"{self.rate:,.0f} steps/s" if self.rate > 0.0 else ""
+        return f"{self.rate:,.0f} {self.unit}/s" if self.rate > 0.0 else ""
 
     @property
     def result(self) -> str:
@@ -104,14 +125,21 @@ class _Pace:
         return "" if self.value is None else f"{self.metric} {self.value:.6g}"
 
 
-class ProgressLines:
+class ProgressLines(_At):
     """One line every so many seconds, for log files and pipes."""
 
     def __init__(
-        self, total: int, start: int, *, metric: str, stream: TextIO, seconds: float = 10.0
+        self,
+        total: int,
+        start: int,
+        *,
+        metric: str,
+        stream: TextIO,
+        unit: str = "steps",
+        seconds: float = 10.0,
     ) -> None:
         """Writes the first line after the first iteration, then one every ``seconds``."""
-        self._pace = _Pace(total, start, metric)
+        self._pace = _Pace(total, start, metric, unit)
         self._stream = stream
         self._seconds = seconds
         self._written: float | None = None
@@ -134,7 +162,7 @@ class ProgressLines:
         pace = self._pace
         share = pace.steps / pace.total if pace.total else 1.0
         parts = [
-            f"step {pace.steps:,}/{pace.total:,} ({share:.0%})",
+            f"{pace.unit.removesuffix('s')} {pace.steps:,}/{pace.total:,} ({share:.0%})",
             pace.speed,
             f"ETA {pace.left}",
             pace.result,
@@ -143,15 +171,17 @@ class ProgressLines:
         self._shown = pace.steps
 
 
-class ProgressBar:
+class ProgressBar(_At):
     """A live bar on a terminal, redrawn at most four times a second."""
 
-    def __init__(self, total: int, start: int, *, metric: str, stream: TextIO) -> None:
+    def __init__(
+        self, total: int, start: int, *, metric: str, stream: TextIO, unit: str = "steps"
+    ) -> None:
         """Takes the last line of the terminal until closed."""
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-        self._pace = _Pace(total, start, metric)
+        self._pace = _Pace(total, start, metric, unit)
         # Each column must be told not to read markup: metric names come from learners.
         texts = [
             TextColumn("{task.fields[" + name + "]}", markup=False)
