@@ -27,6 +27,7 @@ from tether.language.templates import Kind, Template
 from tether.language.weights import load_parameters, parameters_digest
 from tether.learning.config import Config
 from tether.learning.run import Run
+from tether.learning.seeding import Stream, derived_seed
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class Setup(Config):
             dtype=self.dtype,
             device=processes().device(self.device),
             lora=self.lora_settings(),
-            seed=self.seed,
+            seed=derived_seed(self.seed, Stream.ADAPTERS, 0),
         )
 
 

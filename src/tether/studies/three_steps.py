@@ -27,6 +27,7 @@ from tether.language.models import LanguageModel
 from tether.language.setup import load_reward_model
 from tether.learning.durable import write_json
 from tether.learning.plots import COLOURS
+from tether.learning.seeding import Stream, derived_seed
 from tether.studies import sentiment
 from tether.studies import sentiment_runs as runs
 from tether.studies.command_line import carry_out
@@ -128,7 +129,7 @@ def judge(settings: Mapping[str, Any], place: Path) -> Result:
             prompts,
             new_tokens=config.new_tokens,
             # Each policy draws numbers of its own, or those alike would tie.
-            seed=config.seed + 2 + number,
+            seed=derived_seed(config.seed, Stream.MEASUREMENT, number),
         )
         for number, name in enumerate(POLICIES)
     }

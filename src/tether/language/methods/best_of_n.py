@@ -17,6 +17,7 @@ from tether.errors import UserError
 from tether.language.generation import generate
 from tether.language.models import LanguageModel
 from tether.language.tokens import Completion
+from tether.learning.seeding import Stream, derived_seed
 
 Scorer: TypeAlias = Callable[[Sequence[Completion]], ArrayLike]
 """One number for each completion, higher is better; a `RewardModel` is one."""
@@ -78,9 +79,7 @@ def best_of_n(
     if seed < 0:
         raise UserError(f"seed is {seed}; expected at least 0")
     seeds = [
-        int(np.random.SeedSequence([seed, i, j]).generate_state(1, np.uint64)[0])
-        for i in range(len(prompts))
-        for j in range(n)
+        derived_seed(seed, Stream.BEST_OF_N, i, j) for i in range(len(prompts)) for j in range(n)
     ]
     sampled = generate(
         language_model,
