@@ -61,13 +61,13 @@ class Collector:
         self._returns = np.zeros(env.num_envs)
         self._lengths = np.zeros(env.num_envs, np.int64)
 
-    def reset(self, seeds: Sequence[int], *, stagger: bool = False) -> None:
-        """Start the first episodes; environment i gets `seeds[i]`.
+    def reset(self, seed: int | Sequence[int], *, stagger: bool = False) -> None:
+        """Start the first episodes; environment i gets `seed` + i or `seed[i]`.
 
         With `stagger` the first episodes are cut at different times, and not counted as episodes;
         see :meth:`tether.control.envs.VectorEnv.reset`.
         """
-        self._observation = self.env.reset(seeds, stagger=stagger).copy()
+        self._observation = self.env.reset(seed, stagger=stagger).copy()
 
     def collect(self, horizon: int) -> Rollout:
         """Act for `horizon` steps in every environment.

@@ -150,7 +150,7 @@ def environment_seeds(seed: int | Sequence[int], num_envs: int) -> list[int]:
     Raises:
         UserError: a seed is no integer from 0 to 2^64 - 1, or there are not N of them.
     """
-    if isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str):
+    if isinstance(seed, list | tuple | np.ndarray):
         seeds = [_check_seed(one) for one in seed]
         if len(seeds) != num_envs:
             raise UserError(
