@@ -10,9 +10,10 @@ from tether.control.demonstrations import Recorder
 from tether.control.envs import VectorEnv
 from tether.control.policy import Policy
 from tether.errors import UserError
+from tether.learning.seeding import Stream, generator
 
 EVALUATION_SEED = 1_000_000
-"""Environment seeds of evaluations start here, away from those of training."""
+"""Environment seeds of evaluations start here; those of training are 63 random bits each."""
 
 LONGEST_EPISODE = 100_000
 """Steps after which an evaluation gives up: a policy may stand in a corner for ever."""
@@ -68,7 +69,7 @@ def evaluate(
     count, head = env.num_envs, policy.spec.head
     share = np.full(count, episodes // count)
     share[: episodes % count] += 1
-    rng = np.random.default_rng(seed)
+    rng = generator(seed, Stream.EVALUATION_NOISE)
     finished = np.zeros(count, np.int64)
     running = np.zeros(count)
     length = np.zeros(count, np.int64)

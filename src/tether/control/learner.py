@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -62,14 +63,14 @@ class OnPolicyLearner(PolicyLearner):
     config: OnPolicyConfig
     config_class: ClassVar[type[PolicyConfig]] = OnPolicyConfig
 
-    def _begin(self, seed: int, weights: np.random.Generator) -> None:
+    def _begin(self, seeds: Sequence[int], weights: np.random.Generator) -> None:
         config, env = self.config, self.env
         self.iterations = 0
         self._started = 0
         scaler = RewardScaler(env.num_envs, config.gamma) if config.normalize_reward else None
         self.collector = Collector(env, self.policy, self._acting, scaler)
         self.init(weights)
-        self.collector.reset(seed, stagger=config.stagger)
+        self.collector.reset(seeds, stagger=config.stagger)
 
     @classmethod
     def environments(cls, config: Any) -> int:

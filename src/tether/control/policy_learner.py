@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,6 +24,7 @@ from tether.control.policy import Policy, PolicySpec
 from tether.errors import NonFiniteError, UserError
 from tether.learning.config import Config
 from tether.learning.learner import Metrics, State
+from tether.learning.seeding import Stream, derived_seed, generator
 
 RETURN_WINDOW = 100
 """Episodes over which the training return is averaged (the paper's "last 100 episodes")."""
@@ -75,7 +76,8 @@ class PolicyLearner(ABC):
         self.env = env
         self.total_steps = total_steps
         weights, self.rng, self._acting = (
-            np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3)
+            generator(seed, purpose)
+            for purpose in (Stream.WEIGHTS, Stream.MINIBATCHES, Stream.ACTING)
         )
         self.spec = PolicySpec.of(
             env.source_observation_space,
@@ -101,11 +103,14 @@ class PolicyLearner(ABC):
                 normalizer.fixed = True
         self._episodes = RecentEpisodes()
         with on_cpu():
-            self._begin(seed, weights)
+            self._begin(training_seeds(seed, env.num_envs), weights)
 
     @abstractmethod
-    def _begin(self, seed: int, weights: np.random.Generator) -> None:
-        """Create what is learnt beside the policy, from `weights`, and start the environments."""
+    def _begin(self, seeds: Sequence[int], weights: np.random.Generator) -> None:
+        """Create what is learnt beside the policy, from `weights`, and start the environments.
+
+        Environment i starts from `seeds[i]`.
+        """
 
     @classmethod
     @abstractmethod
@@ -153,6 +158,15 @@ class PolicyLearner(ABC):
     def _restore_random(self, state: dict[str, Any]) -> None:
         self.rng.bit_generator.state = state["rng"]
         self._acting.bit_generator.state = state["acting_rng"]
+
+
+def training_seeds(seed: int, num_envs: int) -> list[int]:
+    """Seeds of the environments of a training, 63 bits each.
+
+    No two trainings share one, where consecutive integers would give trainings of neighbouring
+    seeds almost the same environments.
+    """
+    return [derived_seed(seed, Stream.ENVIRONMENTS, i) for i in range(num_envs)]
 
 
 class RecentEpisodes:

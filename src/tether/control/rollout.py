@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,8 +61,8 @@ class Collector:
         self._returns = np.zeros(env.num_envs)
         self._lengths = np.zeros(env.num_envs, np.int64)
 
-    def reset(self, seed: int, *, stagger: bool = False) -> None:
-        """Start the first episodes; environment i gets `seed` + i.
+    def reset(self, seed: int | Sequence[int], *, stagger: bool = False) -> None:
+        """Start the first episodes; environment i gets `seed` + i or `seed[i]`.
 
         With `stagger` the first episodes are cut at different times, and not counted as episodes;
         see :meth:`tether.control.envs.VectorEnv.reset`.

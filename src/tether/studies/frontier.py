@@ -33,6 +33,7 @@ from tether.language.models.from_run import load_reward_model
 from tether.language.models.generation import generate
 from tether.language.models.language_model import LanguageModel
 from tether.language.reviews.prompts import gold_scorer
+from tether.learning.seeding import Stream, derived_seed
 from tether.studies import frontier_report as report
 from tether.studies import sentiment_runs as runs
 from tether.studies.command_line import carry_out
@@ -185,7 +186,7 @@ def choose(settings: Mapping[str, Any], place: Path) -> Result:
         reference,
         [prompt for prompt in prompts for _ in range(most)],
         max_new_tokens=config.new_tokens,
-        seeds=config.seed,
+        seeds=derived_seed(config.seed, Stream.BEST_OF_N),
         batch_size=most,
     )
     texts = texts_of(reference, sampled)
@@ -214,7 +215,8 @@ def _config(settings: Mapping[str, Any]) -> FrontierConfig:
 
 def _measured(config: FrontierConfig, policy: LanguageModel, reference: LanguageModel) -> Measured:
     prompts = config.held_out_prompts(reference.tokenizer)
-    return measure(policy, reference, prompts, new_tokens=config.new_tokens, seed=config.seed + 2)
+    seed = derived_seed(config.seed, Stream.MEASUREMENT)
+    return measure(policy, reference, prompts, new_tokens=config.new_tokens, seed=seed)
 
 
 def _watch(config: FrontierConfig, reference: LanguageModel, total: int) -> runs.Watch:

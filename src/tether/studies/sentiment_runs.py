@@ -20,6 +20,7 @@ from tether.learning.callbacks import BaseCallback, RunView
 from tether.learning.config import Config
 from tether.learning.learner import Learner, Metrics
 from tether.learning.output.metrics import read_metrics
+from tether.learning.seeding import Stream, derived_seed
 from tether.learning.storage.durable import replaced
 from tether.studies.sentiment import (
     SentimentConfig,
@@ -59,7 +60,11 @@ def compare(settings: Mapping[str, Any], place: Path) -> Result:
     model = frozen(tuned_run(place), device=config.device)
     prompts = prefixes(model.tokenizer, config.prompts, split="train", seed=config.seed)
     rankings = sample_rankings(
-        model, prompts, samples=config.samples, new_tokens=config.new_tokens, seed=config.seed
+        model,
+        prompts,
+        samples=config.samples,
+        new_tokens=config.new_tokens,
+        seed=derived_seed(config.seed, Stream.COMPARED_SAMPLES),
     )
     write_rankings(place / "rankings.jsonl", rankings)
     return {"pairs": len(pairs_in(rankings))}
@@ -108,7 +113,8 @@ def ppo_config(config: SentimentConfig, **more: Any) -> RLHFConfig:
 def ppo_prompts(config: SentimentConfig, tokenizer: Any) -> list[Prompt]:
     """Prefixes for PPO to continue; other draws than those that were compared."""
     count = min(config.episodes, 20_000)
-    ids = prefixes(tokenizer, count, split="train", seed=config.seed + 1)
+    seed = derived_seed(config.seed, Stream.PPO_PROMPTS)
+    ids = prefixes(tokenizer, count, split="train", seed=seed)
     return [Prompt(tuple(i)) for i in ids]
 
 

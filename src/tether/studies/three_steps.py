@@ -26,6 +26,7 @@ from tether.language.methods.dpo.losses import DPOConfig
 from tether.language.models.from_run import load_reward_model
 from tether.language.models.language_model import LanguageModel
 from tether.learning.reports.plots import COLOURS
+from tether.learning.seeding import Stream, derived_seed
 from tether.learning.storage.durable import write_json
 from tether.studies import sentiment
 from tether.studies import sentiment_runs as runs
@@ -128,7 +129,7 @@ def judge(settings: Mapping[str, Any], place: Path) -> Result:
             prompts,
             new_tokens=config.new_tokens,
             # Each policy draws numbers of its own, or those alike would tie.
-            seed=config.seed + 2 + number,
+            seed=derived_seed(config.seed, Stream.MEASUREMENT, number),
         )
         for number, name in enumerate(POLICIES)
     }

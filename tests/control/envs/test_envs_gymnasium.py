@@ -99,7 +99,11 @@ def test_episode_seeds_differ_and_fit_31_bits():
     seeds = [episode_seed(s, k) for s in range(20) for k in range(1, 50)]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**31 for seed in seeds)
-    assert episode_seed(2**40, 0) == 2**40
+    assert episode_seed(2**32 - 1, 0) == 2**32 - 1
+    # numpy.random.seed and C libraries take no more than 32 bits.
+    long = [episode_seed(2**40 + s, 0) for s in range(20)]
+    assert len(set(long)) == 20
+    assert all(0 <= seed < 2**31 for seed in long)
 
 
 @pytest.mark.parametrize(
@@ -161,8 +165,10 @@ def test_states_of_others_are_refused():
         env.restore({**named, "door": "mujoco"})
     with pytest.raises(UserError, match="actions of shape"):
         env.restore({**state, "lengths": np.array([1, 5])})
-    for seed in (-1, 0.5, True, "0"):
-        with pytest.raises(UserError, match="seed is an integer"):
+    with pytest.raises(UserError, match="3 seeds for 2 environments; expected one for each"):
+        env.reset([1, 2, 3])
+    for seed in (-1, 0.5, True, "0", [1, -1], 2**64, 2**64 - 1):
+        with pytest.raises(UserError, match="seed is an integer from 0"):
             env.reset(seed)
 
 

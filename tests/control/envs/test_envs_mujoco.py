@@ -215,7 +215,7 @@ def test_states_of_others_are_refused():
         other.restore(env.state())
     with pytest.raises(UserError, match="physics of shape"):
         make("Hopper-v5", 3).restore(env.state())
-    with pytest.raises(UserError, match="seed is an integer"):
+    with pytest.raises(UserError, match="seed is an integer from 0"):
         env.reset(-1)
 
 

@@ -50,6 +50,11 @@ def check_vector_env(env: VectorEnv, steps: int = 200, seed: int = 0) -> int:
             f"{env.id}: reset must take the keyword stagger, it said: {error}"
         ) from error
     _check(env, _same(first, staggered), "a staggered reset must begin as a plain one does")
+    _check(
+        env,
+        _same(first, env.reset([seed + i for i in range(env.num_envs)])),
+        "reset(seed) must be reset with the list seed, seed + 1, ...",
+    )
     if env.num_envs > 1:
         shifted = env.reset(seed + 1)
         _check(

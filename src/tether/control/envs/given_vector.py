@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -35,8 +36,8 @@ from tether.control.envs.protocol import (
     NO_LIMIT,
     Step,
     VectorEnv,
-    check_seed,
     check_state,
+    environment_seeds,
     first_limits,
     restored_limits,
 )
@@ -97,13 +98,15 @@ class GivenVectorEnv:
         # Episodes that stand in for those which a resume could not continue.
         self._replacing = np.zeros(self.num_envs, bool)
 
-    def reset(self, seed: int, *, stagger: bool = False) -> Array:
-        """Begin anew, environment i with seed + i; returns the observation (N, *obs)."""
-        seed = check_seed(seed)
-        self._seeds = [seed + i for i in range(self.num_envs)]
+    def reset(self, seed: int | Sequence[int], *, stagger: bool = False) -> Array:
+        """Begin anew, environment i with seed + i or seed[i]; returns the observation (N, *obs).
+
+        Environments that cannot be reset one by one get the first seed, and seed themselves by it.
+        """
+        self._seeds = environment_seeds(seed, self.num_envs)
         if self._seeded is None:
             self._seeded = self._can_reset_some()
-        self._begin_all(seed)
+        self._begin_all(self._first_seeds())
         if stagger and self._seeded and self._limit < NO_LIMIT:
             limits = first_limits(self._limit, self.num_envs)
             self._limits[...] = np.where(limits < self._limit, limits, NO_LIMIT)
@@ -221,7 +224,11 @@ class GivenVectorEnv:
                 finals[int(i)] = last[i]
         return self._vector("reward", reward, float), flags[0], flags[1], finals
 
-    def _begin_all(self, seed: int) -> None:
+    def _first_seeds(self) -> int | list[int]:
+        first = [episode_seed(seed, 0) for seed in self._seeds]
+        return first if self._seeded and self.num_envs > 1 else first[0]
+
+    def _begin_all(self, seed: int | list[int]) -> None:
         self._write_all(self._reset(seed=seed))
         self._episodes[...] = 0
         self._forget(np.ones(self.num_envs, bool))
@@ -258,7 +265,7 @@ class GivenVectorEnv:
         """
         if self.num_envs == 1:
             return True
-        seed = self._seeds[0]
+        seed = episode_seed(self._seeds[0], 0)
         some = np.arange(self.num_envs) == 0
         space = copy.deepcopy(self.action_space)
         space.seed(0)
@@ -294,7 +301,7 @@ class GivenVectorEnv:
         lengths = np.array([len(one) for one in actions])
         longest = int(lengths.max())
         idle = np.asarray(self.action_space.sample())
-        self._begin_all(self._seeds[0])
+        self._begin_all(self._first_seeds())
         self._episodes[...] = episodes
         lost = np.zeros(count, bool)
         for t in range(longest + 1):

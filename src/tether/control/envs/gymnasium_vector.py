@@ -27,8 +27,8 @@ from tether.control.envs.faults import environment_fault
 from tether.control.envs.protocol import (
     NO_LIMIT,
     Step,
-    check_seed,
     check_state,
+    environment_seeds,
     first_limits,
     restored_limits,
 )
@@ -38,18 +38,19 @@ from tether.errors import BadEnvironmentError, UserError
 def episode_seed(seed: int, episode: int) -> int:
     """The seed with which episode ``episode`` of an environment seeded with ``seed`` is reset.
 
-    The first episode gets ``seed`` itself, and so is Gymnasium's own. Later ones get 31 bits of
-    NumPy's SeedSequence of both numbers: few enough for every environment that passes its seed on
-    to a C library, and unrelated between episodes and seeds.
+    The first episode gets ``seed`` itself if it has at most 32 bits, and so is Gymnasium's own.
+    Every other gets 31 bits of NumPy's SeedSequence of both numbers: few enough for environments
+    that pass their seed on to a C library or to ``numpy.random.seed``, and unrelated between
+    episodes and seeds.
 
     Args:
         seed: the environment's seed, >= 0.
         episode: how many episodes came before, >= 0.
 
     Returns:
-        A seed in [0, 2^31), or ``seed`` when ``episode`` is 0.
+        A seed in [0, 2^31), or ``seed`` when ``episode`` is 0 and ``seed`` below 2^32.
     """
-    if episode == 0:
+    if episode == 0 and seed < 2**32:
         return seed
     return int(np.random.SeedSequence((seed, episode)).generate_state(1)[0] >> 1)
 
@@ -57,9 +58,9 @@ def episode_seed(seed: int, episode: int) -> int:
 class GymnasiumVectorEnv:
     """N Gymnasium environments stepped one after another.
 
-    A :class:`~tether.control.envs.protocol.VectorEnv`. Episode 0 of environment i is what
-    Gymnasium gives for ``reset(seed=seed + i)``; each later episode is reset with
-    :func:`episode_seed`.
+    A :class:`~tether.control.envs.protocol.VectorEnv`. Every episode is reset with
+    :func:`episode_seed` of its environment's seed, so that episode 0 of environment i is what
+    Gymnasium gives for ``reset(seed=seed + i)``.
     """
 
     def __init__(
@@ -113,10 +114,9 @@ class GymnasiumVectorEnv:
         # Per environment, the actions since its last reset.
         self._actions: list[list[Array]] = [[] for _ in envs]
 
-    def reset(self, seed: int, *, stagger: bool = False) -> Array:
-        """Begin anew, environment i with seed + i; returns the observation (N, *obs)."""
-        seed = check_seed(seed)
-        self._seeds = [seed + i for i in range(self.num_envs)]
+    def reset(self, seed: int | Sequence[int], *, stagger: bool = False) -> Array:
+        """Begin anew, environment i with seed + i or seed[i]; returns the observation (N, *obs)."""
+        self._seeds = environment_seeds(seed, self.num_envs)
         self._episodes[...] = 0
         for i in range(self.num_envs):
             self._begin(i)

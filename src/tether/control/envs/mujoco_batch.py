@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -26,8 +27,8 @@ from tether.control.envs.mujoco_task import Task
 from tether.control.envs.protocol import (
     NO_LIMIT,
     Step,
-    check_seed,
     check_state,
+    environment_seeds,
     first_limits,
     restored_limits,
 )
@@ -112,10 +113,10 @@ class MujocoVectorEnv:
         self._ended = np.zeros(num_envs, bool)
         self._never = np.zeros(num_envs, bool)
 
-    def reset(self, seed: int, *, stagger: bool = False) -> Array:
-        """Begin anew, environment i with seed + i; returns the observation (N, D)."""
-        seed = check_seed(seed)
-        self._generators = [seeding.np_random(seed + i)[0] for i in range(self.num_envs)]
+    def reset(self, seed: int | Sequence[int], *, stagger: bool = False) -> Array:
+        """Begin anew, environment i with seed + i or seed[i]; returns the observation (N, D)."""
+        seeds = environment_seeds(seed, self.num_envs)
+        self._generators = [seeding.np_random(one)[0] for one in seeds]
         self._begin(np.arange(self.num_envs, dtype=np.int32))
         if stagger and self._limit < NO_LIMIT:
             self._limits[...] = first_limits(self._limit, self.num_envs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 import gymnasium
@@ -61,8 +61,12 @@ class VectorEnv(Protocol):
     action_space: gymnasium.Space[Any]
     source_observation_space: gymnasium.Space[Any]
 
-    def reset(self, seed: int, *, stagger: bool = False) -> Array:
-        """Begin anew: environment i is seeded with seed + i. Returns the (N, *obs) observation.
+    def reset(self, seed: int | Sequence[int], *, stagger: bool = False) -> Array:
+        """Begin anew. Returns the (N, *obs) observation.
+
+        As in Gymnasium's vector environments, an integer seeds environment i with seed + i, and a
+        sequence of N integers gives each environment its own. Training gives N seeds that no other
+        training shares.
 
         With `stagger`, a time limit of L steps truncates the first episode of environment i after
         :func:`first_limits` steps, so that N environments do not pass through their episodes in
@@ -142,12 +146,25 @@ def check_state(
             )
 
 
-def check_seed(seed: int) -> int:
-    """The seed as an int; raises unless it is an integer that is not negative.
+def environment_seeds(seed: int | Sequence[int], num_envs: int) -> list[int]:
+    """The seeds of N environments: seed + i, or the integers of a sequence.
 
     Raises:
-        UserError: the seed is something else.
+        UserError: a seed is no integer from 0 to 2^64 - 1, or there are not N of them.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise UserError(f"a seed is an integer that is not negative, got {seed!r}")
+    if isinstance(seed, list | tuple | np.ndarray):
+        seeds = [_check_seed(one) for one in seed]
+        if len(seeds) != num_envs:
+            raise UserError(
+                f"reset got {len(seeds)} seeds for {num_envs} environments; expected one for each, "
+                "or a single integer"
+            )
+        return seeds
+    first = _check_seed(seed)
+    return [_check_seed(first + i) for i in range(num_envs)]
+
+
+def _check_seed(seed: Any) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
+        raise UserError(f"a seed is an integer from 0 to 2^64 - 1, got {seed!r}")
     return int(seed)

@@ -16,7 +16,7 @@ line 6 of the step that follows, are one compiled function.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
@@ -99,14 +99,14 @@ class ActorCritic(PolicyLearner):
     def environments(cls, config: Any) -> int:
         return int(config.num_envs)
 
-    def _begin(self, seed: int, weights: np.random.Generator) -> None:
+    def _begin(self, seeds: Sequence[int], weights: np.random.Generator) -> None:
         self.critic = init_critic(weights, self.spec, self.config.hidden)
         self.actor = self.policy.parameters
         self._compiled = compiled(self.config, self.spec)
         self._steps = 0
         self._returns = np.zeros(self.env.num_envs)
         self._lengths = np.zeros(self.env.num_envs, np.int64)
-        self._observation = self.env.reset(seed).copy()
+        self._observation = self.env.reset(seeds).copy()
 
     @property
     def steps(self) -> int:

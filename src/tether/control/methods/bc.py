@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -95,7 +95,7 @@ class BehaviourCloning(PolicyLearner):
     def environments(cls, config: Any) -> int:
         return max(1, int(config.evaluation_episodes))
 
-    def _begin(self, seed: int, weights: np.random.Generator) -> None:
+    def _begin(self, seeds: Sequence[int], weights: np.random.Generator) -> None:
         config, normalizer = self.config, self.policy.normalizer
         if config.demonstrations is None:
             raise UserError(

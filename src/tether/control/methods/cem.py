@@ -12,6 +12,7 @@ methods of PPO's Figure 3. Exploration lies in the parameters alone, so members 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -81,7 +82,7 @@ class CEM(PolicyLearner):
     def environments(cls, config: Any) -> int:
         return int(config.population)
 
-    def _begin(self, seed: int, weights: np.random.Generator) -> None:
+    def _begin(self, seeds: Sequence[int], weights: np.random.Generator) -> None:
         self.mean = flatten(self.policy.parameters.network)
         self.variance = np.full(self.mean.shape, self.config.initial_std**2)
         self.generations = 0
@@ -155,7 +156,7 @@ class CEM(PolicyLearner):
         total, running = np.zeros(count), np.zeros(count)
         length, played, scores = (np.zeros(count, np.int64) for _ in range(3))
         raw = []
-        observation = env.reset(int(self._acting.integers(2**31 - count)))
+        observation = env.reset(self._acting.integers(2**63, size=count).tolist())
         self._check("observation", observation)
         while (alive := played < config.episodes).any():
             if policy.normalizer is not None:

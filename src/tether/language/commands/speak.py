@@ -16,6 +16,7 @@ from tether.language.data.tokens import Completion
 from tether.language.models.from_run import load_with_template
 from tether.language.models.generation import generate as generate_ids
 from tether.language.models.language_model import LanguageModel
+from tether.learning import seeding
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,8 @@ def _speak(
             f"the prompt takes {len(ids)} tokens, and the model's context is {model.context}; "
             "shorten it, or /reset the conversation"
         )
+    if speech.seed < 0:
+        raise UserError(f"seed is {speech.seed}; expected at least 0")
     return generate_ids(
         model,
         [ids] * samples,
@@ -184,7 +187,10 @@ def _speak(
         temperature=speech.temperature,
         top_k=speech.top_k,
         top_p=speech.top_p,
-        seeds=[speech.seed + 1_000_003 * turn + sample for sample in range(samples)],
+        seeds=[
+            seeding.derived_seed(speech.seed, seeding.Stream.CONVERSATION, turn, sample)
+            for sample in range(samples)
+        ],
         on_token=stream,
     )
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from tether.errors import UserError
 from tether.learning.learner import State
+from tether.learning.seeding import VERSION, Stream, generator
 
 _BATCHES_PER_POOL = 32
 
@@ -21,7 +22,13 @@ class Order:
     """
 
     def __init__(
-        self, lengths: Sequence[int], batch_size: int, *, seed: int, bucket: bool = False
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        *,
+        seed: int,
+        member: int = 0,
+        bucket: bool = False,
     ) -> None:
         """The first epoch is about to begin.
 
@@ -29,6 +36,7 @@ class Order:
             lengths: tokens of each row.
             batch_size: rows in a batch; the last of an epoch may have fewer.
             seed: decides the order.
+            member: which of several learners of one run meets the rows, each in another order.
             bucket: put rows of about one length together, so that little is padded: the shuffled
                 rows are cut into pools of 32 batches, each sorted by length, and the batches are
                 shuffled.
@@ -41,6 +49,7 @@ class Order:
         self._lengths = np.asarray(lengths)
         self._batch_size = batch_size
         self._seed = seed
+        self._member = member
         self._bucket = bucket
         self._start(0, 0)
 
@@ -54,17 +63,19 @@ class Order:
 
     def state(self) -> State:
         """How far it has come."""
-        return {"epoch": self.epoch, "batch": self._batch}
+        return {"streams": VERSION, "epoch": self.epoch, "batch": self._batch}
 
     def restore(self, state: State) -> None:
         """Goes on where the order that returned `state` stood."""
         restored: Any = state
+        # The orders of the first checkpoints, which do not say it, cannot be drawn any more.
+        _ = restored["streams"]
         self._start(int(restored["epoch"]), int(restored["batch"]))
 
     def _start(self, epoch: int, batch: int) -> None:
         self.epoch = epoch
         self._batch = batch
-        random = np.random.default_rng([self._seed, epoch])
+        random = generator(self._seed, Stream.DATA_ORDER, self._member, epoch)
         order = random.permutation(len(self._lengths))
         size = self._batch_size
         if self._bucket:

@@ -97,7 +97,7 @@ class PreferenceLearner(RecordLearner[R], Generic[R]):
         self.optimizers = [Optimizer(group, config, total_steps) for group in self.groups()]
         # The first member's order is that of a lone learner.
         self.orders = [
-            Order(lengths, config.batch_size, seed=seed + member * _ORDERS_APART)
+            Order(lengths, config.batch_size, seed=seed, member=member)
             for member in range(self.members)
         ]
 
@@ -243,9 +243,6 @@ class PreferenceLearner(RecordLearner[R], Generic[R]):
         """Some records, as an error names them: counted from 1."""
         shown = ", ".join(str(row + 1) for row in rows[:10]) + (", ..." if len(rows) > 10 else "")
         return f"record{'s' if len(rows) > 1 else ''} {shown} of the training data"
-
-
-_ORDERS_APART = 1_000_003
 
 
 def _sharing_pays(groups: Sequence[Sequence[Completion]], hidden_size: int) -> bool:

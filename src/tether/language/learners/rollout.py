@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +23,7 @@ from tether.language.models.language_model import LanguageModel
 from tether.language.models.scoring import JointScorer, Scorer
 from tether.language.runtime.processes import processes
 from tether.learning.learner import State
-
-# Streams of random numbers that one seed gives.
-_TOKENS: Final = 0
-_PROMPTS: Final = 1
+from tether.learning.seeding import VERSION, Stream, derived_seed, generator
 
 
 class RolloutConfig(OptimizationConfig):
@@ -160,7 +157,7 @@ class Collector:
         config = self.config
         numbers = range(self.count, self.count + config.batch_size)
         groups = [number // config.samples_per_prompt for number in numbers]
-        prompts = shuffled(groups, len(self.prompts), (self.seed, _PROMPTS))
+        prompts = shuffled(groups, len(self.prompts), self.seed, Stream.PROMPT_ORDER)
         places = processes().share(range(config.batch_size))
         completions = generate(
             self.language_model,
@@ -168,7 +165,7 @@ class Collector:
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
             stop_ids=self.stop_ids,
-            seeds=[_seed(self.seed, numbers[place]) for place in places],
+            seeds=[derived_seed(self.seed, Stream.TOKENS, numbers[place]) for place in places],
             batch_size=config.generation_batch_size,
         )
         completions = [
@@ -212,31 +209,34 @@ class Collector:
 
     def state(self) -> State:
         """How many episodes there were."""
-        return {"count": self.count}
+        return {"streams": VERSION, "count": self.count}
 
     def restore(self, state: State) -> None:
         """Undoes :meth:`state`."""
         saved: Any = state
+        # The episodes of the first checkpoints, which do not say it, cannot be drawn any more.
+        _ = saved["streams"]
         self.count = int(saved["count"])
 
 
-def shuffled(numbers: Sequence[int], total: int, seed: Sequence[int]) -> list[int]:
+def shuffled(numbers: Sequence[int], total: int, seed: int, purpose: Stream) -> list[int]:
     """Places in an endless stream of `total` records, shuffled anew every time all have been met.
 
     Args:
         numbers: which places of the stream, from 0.
         total: how many records there are.
-        seed: of the stream.
+        seed: of the run.
+        purpose: what the records are for; each purpose has an order of its own.
 
     Returns:
-        The record at each place; it depends on the place and the seed alone.
+        The record at each place; it depends on the place, the seed and the purpose alone.
     """
     orders: dict[int, NDArray[np.int64]] = {}
     records = []
     for number in numbers:
         epoch, place = divmod(number, total)
         if epoch not in orders:
-            orders[epoch] = np.random.default_rng([*seed, epoch]).permutation(total)
+            orders[epoch] = generator(seed, purpose, epoch).permutation(total)
         records.append(int(orders[epoch][place]))
     return records
 
@@ -256,7 +256,3 @@ def _together(
     every = [shares[i % group.count][i // group.count] for i in range(sum(map(len, shares)))]
     found = [Completion(tuple(row[0]), tuple(row[1]), row[2]) for row in every]
     return found, np.array([row[3] for row in every], np.float64).T
-
-
-def _seed(seed: int, number: int) -> int:
-    return int(np.random.SeedSequence([seed, _TOKENS, number]).generate_state(1, np.uint64)[0])

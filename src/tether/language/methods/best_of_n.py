@@ -19,6 +19,7 @@ from tether.language.data.tokens import Completion
 from tether.language.models.generation import generate
 from tether.language.models.language_model import LanguageModel
 from tether.language.models.scoring import Scorer
+from tether.learning.seeding import Stream, derived_seed
 
 
 class BestOfN(NamedTuple):
@@ -81,9 +82,7 @@ def best_of_n(
     if seed < 0:
         raise UserError(f"seed is {seed}; expected at least 0")
     seeds = [
-        int(np.random.SeedSequence([seed, i, j]).generate_state(1, np.uint64)[0])
-        for i in range(len(prompts))
-        for j in range(n)
+        derived_seed(seed, Stream.BEST_OF_N, i, j) for i in range(len(prompts)) for j in range(n)
     ]
     sampled = generate(
         language_model,

@@ -35,6 +35,7 @@ from tether.language.learners.splitting import micro_batches
 from tether.language.models.reward_model import Combine, RewardModel
 from tether.learning.config import Config, When
 from tether.learning.learner import Metrics, State
+from tether.learning.seeding import Stream, generator
 
 __all__ = ["RewardConfig", "RewardLearner", "RewardModel", "expected_calibration_error"]
 
@@ -95,7 +96,7 @@ class RewardLearner(PreferenceLearner[Comparison]):
         )
         self.modules["heads"] = self.reward_model.heads
         self._samples: list[NDArray[np.int64]] = [
-            np.random.default_rng([self.seed, member, 1]).integers(
+            generator(self.seed, Stream.BOOTSTRAP, member).integers(
                 len(self.data), size=len(self.data)
             )
             if config.bootstrap
@@ -291,6 +292,6 @@ def drawn(records: Sequence[Comparison], count: int, *, seed: int) -> list[Compl
     They are drawn at random: every so many of them could all be the better ones of their pairs.
     """
     items = [completion for record in records for completion in record.as_completions()]
-    random = np.random.default_rng([seed, 8])
+    random = generator(seed, Stream.NORMALIZATION)
     chosen = random.choice(len(items), min(count, len(items)), replace=False)
     return [items[place] for place in np.sort(chosen).tolist()]

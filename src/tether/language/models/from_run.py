@@ -28,6 +28,7 @@ from tether.language.runtime.processes import processes
 from tether.language.runtime.state import load_parameters, parameters_digest
 from tether.learning.config import Config, When
 from tether.learning.run import Run
+from tether.learning.seeding import Stream, derived_seed
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ class Setup(Config):
             dtype=self.dtype,
             device=processes().device(self.device),
             lora=self.lora_settings(),
-            seed=self.seed,
+            seed=derived_seed(self.seed, Stream.ADAPTERS, 0),
         )
 
 

@@ -20,6 +20,7 @@ from tether.language.models.language_model import LanguageModel, ScalarHead
 from tether.language.models.logprobs import hidden_states
 from tether.language.runtime.state import load_parameters, parameters_digest, parameters_to_state
 from tether.learning.learner import State
+from tether.learning.seeding import Stream, derived_seed
 
 Combine = Literal["mean", "lowest"]
 
@@ -71,9 +72,10 @@ class RewardModel:
             raise UserError(f"members is {members}; expected at least 1")
         self.language_model = language_model
         self.combine = combine
-        seeds = [int(s) for s in np.random.SeedSequence([seed, 7]).generate_state(2 * members)]
         self.heads = nn.ModuleList(
-            ScalarHead(language_model.hidden_size, "reward", seed=seeds[member])
+            ScalarHead(
+                language_model.hidden_size, "reward", seed=derived_seed(seed, Stream.HEADS, member)
+            )
             for member in range(members)
         ).to(language_model.device)
         self.gain = np.ones(members)
@@ -81,8 +83,8 @@ class RewardModel:
         self.adapters = [_FIRST, *(f"member{member}" for member in range(1, members))]
         if not language_model.has_adapter or members == 1:
             self.adapters = []
-        for name, adapter_seed in zip(self.adapters[1:], seeds[members + 1 :], strict=False):
-            _add_adapter(language_model.model, name, adapter_seed)
+        for member, name in list(enumerate(self.adapters))[1:]:
+            _add_adapter(language_model.model, name, derived_seed(seed, Stream.ADAPTERS, member))
 
     @property
     def members(self) -> int:

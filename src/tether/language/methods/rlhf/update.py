@@ -24,11 +24,11 @@ from tether.language.models.language_model import LanguageModel, reference_of
 from tether.language.models.logprobs import hidden_states, score_tokens, token_log_probs
 from tether.language.runtime.processes import processes
 from tether.learning.learner import Metrics, State
+from tether.learning.seeding import Stream, generator
 
 Minibatches = list[list[int]]
 
 # Streams of random numbers beside those of the rollout.
-_MINIBATCHES, _PRETRAINING = 2, 3
 
 
 class Measured(NamedTuple):
@@ -84,7 +84,7 @@ class Update:
     def minibatches(self) -> list[Minibatches]:
         """Rows of each minibatch of each epoch of this iteration."""
         config = self.config
-        random = np.random.default_rng([self.seed, _MINIBATCHES, self.count])
+        random = generator(self.seed, Stream.RLHF_MINIBATCHES, self.count)
         orders = [random.permutation(config.batch_size) for _ in range(config.ppo_epochs)]
         return [order.reshape(-1, config.minibatch_size).tolist() for order in orders]
 
@@ -303,7 +303,7 @@ class Update:
         """PPO-ptx: adds the gradient of the mean negative log-likelihood of pretraining tokens."""
         size = self.config.minibatch_size
         numbers = range(self.pretrained, self.pretrained + size)
-        rows = shuffled(numbers, len(self.pretraining), (self.seed, _PRETRAINING))
+        rows = shuffled(numbers, len(self.pretraining), self.seed, Stream.PRETRAINING_ORDER)
         examples = [self.pretraining[row] for row in rows]
         self.pretrained += size
         lengths = [len(e.prompt_ids) + len(e.completion_ids) for e in examples]
