@@ -7,14 +7,15 @@ import pytest
 
 from tether.control.envs import make
 from tether.control.evaluation import EVALUATION_SEED
-from tether.control.methods import find_method
+from tether.control.methods import METHODS
 from tether.control.policy_learner import training_seeds
+from tether.learning.methods import find_method
 
 COUNT = 32
 
 
 def learner_of(method: str, env: str, seed: int, **settings: Any) -> Any:
-    kind = find_method(method)
+    kind = find_method(METHODS, method)
     config = kind.config_class.load(settings)
     return kind(config, make(env, kind.environments(config)), seed=seed, total_steps=10_000)
 

@@ -99,3 +99,15 @@ def test_plain_questions_to_a_chat_model_pass_through_its_template(tmp_path: Pat
     answers = tether.generate(toy(CHAT), ["Is it?", "Who?"], max_new_tokens=4, temperature=0)
     assert len(answers) == 2 and all(isinstance(answer, str) for answer in answers)
     assert answers[:1] == tether.generate(toy(CHAT), "Is it?", max_new_tokens=4, temperature=0)
+
+
+def test_a_resumed_run_writes_where_it_began_to_write(tmp_path: Path) -> None:
+    given = {"model": toy(), "data": QUESTIONS}
+    for name, sinks in (("without", ()), ("with", ("tensorboard",))):
+        out = tmp_path / name
+        settings = {**QUIET, "sinks": sinks, "total_steps": 4, "out": out}
+        tether.train("sft", **given, **settings)
+        tether.resume(out, total_steps=8, progress=False, **given)
+        stretches = list((out / "tensorboard").iterdir()) if sinks else []
+        assert len(stretches) == 2 * len(sinks)
+        assert (out / "tensorboard").exists() == bool(sinks)
