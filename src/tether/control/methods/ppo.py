@@ -51,7 +51,7 @@ class ProximalConfig(OnPolicyConfig):
     gamma: float = Field(0.995, ge=0, le=1)
     """The discount factor. Raising it looks further ahead and adds variance (usual: 0.98 to
     0.999)."""
-    initial_log_std: float = -0.5
+    initial_log_std: float = 0.0
     """The initial log standard deviation of every Box action. Raising it explores more."""
     epochs: int = Field(10, ge=1)
     """Passes over each batch. More passes reuse the data more and move further from the old
