@@ -25,7 +25,7 @@ from tether.language.methods.rlhf.rewards import check_readable, open_scorer
 from tether.language.models.from_run import Setup
 from tether.language.runs.prepare import ModelAndData, prepare
 from tether.language.runs.rewards import recorded_in
-from tether.language.runtime.out_of_memory import memory_told
+from tether.language.runtime.out_of_memory import explaining_out_of_memory
 from tether.learning.output.progress import open_progress
 from tether.learning.storage.durable import check_new_file, replaced, write_error
 
@@ -88,7 +88,7 @@ def best_of_n(arguments: Sequence[str]) -> None:
     source = prepare(METHODS["rlhf"], setup, setup.data, config, None, functions)
     total = config.n * len(source.data)
     progress = open_progress(total, 0, metric="", show=not options.quiet, unit="answers")
-    with memory_told(config, lambda: f"with n {config.n}"), closing(progress):
+    with explaining_out_of_memory(config, lambda: f"with n {config.n}"), closing(progress):
         best, gold = sample(source, config, rewards, judges, seed=setup.seed, on_batch=progress.at)
     write(options.out, source, best, gold)
     curve = by_number(best, gold)

@@ -37,8 +37,8 @@ from tether.language.models.language_model import LanguageModel
 from tether.learning.config import Config
 from tether.learning.learner import Metrics, State
 
-Comparison = Pair | Ranking
-Preference = Comparison | Judgement
+ComparisonRecord = Pair | Ranking
+Preference = ComparisonRecord | Judgement
 R = TypeVar("R", bound=Preference)
 
 

@@ -82,7 +82,7 @@ class Episodes:
         return f"rows {numbers}{more} of the rollout (answers to prompts {places}{more} of data)"
 
 
-class Collector:
+class EpisodeCollector:
     """Samples episodes from a policy and has them scored.
 
     Attributes:

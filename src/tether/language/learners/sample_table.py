@@ -13,11 +13,11 @@ from tether.learning.callbacks import BaseCallback, RunView
 from tether.learning.learner import Learner, Metrics
 from tether.learning.output.samples import SAMPLES_FILE, read_samples
 
-__all__ = ["Sample", "SampleTable", "read_samples"]
+__all__ = ["SampleTable", "SampledCompletion", "read_samples"]
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class SampledCompletion:
     """A completion for people to look at.
 
     Attributes:
@@ -73,13 +73,13 @@ class SampleTable(BaseCallback):
         passed = learner.steps // self.every > self._previous // self.every
         self._previous = learner.steps
         if passed:
-            samples: Sequence[Sample] = getattr(learner, "samples", ())
+            samples: Sequence[SampledCompletion] = getattr(learner, "samples", ())
             with (run.path / self.FILE).open("a", encoding="utf-8") as file:
                 for sample in samples[: self.count]:
                     file.write(_line({"step": learner.steps, **self._row(sample)}))
         return None
 
-    def _row(self, sample: Sample) -> dict[str, Any]:
+    def _row(self, sample: SampledCompletion) -> dict[str, Any]:
         item = sample.completion
         row: dict[str, Any] = {}
         if self.tokenizer is not None:

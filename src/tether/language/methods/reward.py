@@ -26,7 +26,7 @@ from tether.errors import UserError
 from tether.language.data.tokens import Completion, Pair
 from tether.language.learners.means import Means
 from tether.language.learners.preference_learner import (
-    Comparison,
+    ComparisonRecord,
     PreferenceConfig,
     PreferenceLearner,
     read_length,
@@ -69,7 +69,7 @@ class RewardConfig(PreferenceConfig):
         return self
 
 
-class RewardLearner(PreferenceLearner[Comparison]):
+class RewardLearner(PreferenceLearner[ComparisonRecord]):
     """Learns a reward model from pairs and rankings.
 
     Attributes:
@@ -137,7 +137,7 @@ class RewardLearner(PreferenceLearner[Comparison]):
         return int(self._samples[member][row])
 
     @torch.no_grad()
-    def evaluate(self, records: Sequence[Comparison]) -> Metrics:
+    def evaluate(self, records: Sequence[ComparisonRecord]) -> Metrics:
         """Loss, accuracy, margin and calibration of the members' mean, on other comparisons.
 
         Returns:
@@ -186,7 +186,7 @@ class RewardLearner(PreferenceLearner[Comparison]):
 class Comparisons:
     """Records and the scores of their completions, as B rows of at most K places, best first."""
 
-    def __init__(self, records: Sequence[Comparison], scores: Tensor) -> None:
+    def __init__(self, records: Sequence[ComparisonRecord], scores: Tensor) -> None:
         """Lays scores out.
 
         Args:
@@ -286,7 +286,7 @@ def expected_calibration_error(
     return float(np.abs(gaps).sum() / weight.sum())
 
 
-def drawn(records: Sequence[Comparison], count: int, *, seed: int) -> list[Completion]:
+def drawn(records: Sequence[ComparisonRecord], count: int, *, seed: int) -> list[Completion]:
     """Some completions of the records, all if there are no more.
 
     They are drawn at random: every so many of them could all be the better ones of their pairs.

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 PREFIXES = 4096
 """Beginnings of film reviews to continue, unless a limit says otherwise."""
 
-MOST_HELD_OUT = 256
+MOST_REVIEWS_HELD_OUT = 256
 """Film reviews to measure on, at most."""
 
 
@@ -126,7 +126,7 @@ def prepare(
         records, truncation = reader.read(samples, rows)
     held_out: Sequence[TokenRecord] = ()
     if reviews and share and setup.split == "train":
-        count = min(MOST_HELD_OUT, max(1, round(share * len(records))))
+        count = min(MOST_REVIEWS_HELD_OUT, max(1, round(share * len(records))))
         held_out, _ = reader.read(read_data(data, about.formats, split="held_out", limit=count))
     elif share and len(records) > 1:
         records, held_out = split(records, share)

@@ -32,7 +32,7 @@ from tether.language.runs.rewards import (
     recorded_in,
     with_rewards_opened,
 )
-from tether.language.runtime.out_of_memory import memory_told
+from tether.language.runtime.out_of_memory import explaining_out_of_memory
 from tether.language.runtime.paths import expanded, is_file, lasting
 from tether.language.runtime.processes import Leader, follow, join, processes
 from tether.learning.config import Config
@@ -282,7 +282,7 @@ class LanguageEngine(Engine[LanguageLearner, TrainedModel]):
         learner = prepared.learner
         leader = Leader(learner) if processes().count > 1 else None
         try:
-            with memory_told(prepared.config, lambda: _where(learner)):
+            with explaining_out_of_memory(prepared.config, lambda: _where(learner)):
                 yield leader or learner
         finally:
             if leader is not None:
@@ -299,7 +299,7 @@ class LanguageEngine(Engine[LanguageLearner, TrainedModel]):
 
     def follow(self, prepared: Prepared[LanguageLearner]) -> Metrics:
         """What the other processes do while the first one trains."""
-        with memory_told(prepared.config, lambda: _where(prepared.learner)):
+        with explaining_out_of_memory(prepared.config, lambda: _where(prepared.learner)):
             return follow(prepared.learner)
 
     def load(self, run: str | Path, **arguments: Any) -> Any:

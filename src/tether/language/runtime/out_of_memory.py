@@ -15,7 +15,7 @@ _COMPLAINTS: Final = ("can't allocate memory", "out of memory", "not enough memo
 
 
 @contextmanager
-def memory_told(config: Any, where: Callable[[], str]) -> Iterator[None]:
+def explaining_out_of_memory(config: Any, where: Callable[[], str]) -> Iterator[None]:
     """Turns running out of memory inside into one line that names what to lower.
 
     Args:

@@ -34,7 +34,7 @@ from tether.language.learners.reference_log_probs import Groups, ReferenceLogPro
 from tether.language.learners.splitting import micro_batches
 from tether.language.methods.dpo.losses import (
     DPOConfig,
-    Judged,
+    LabelledRecord,
     Scores,
     check_records_of,
     measure,
@@ -52,7 +52,7 @@ _WITHOUT_REFERENCE: Final = ("simpo", "orpo", "unlikelihood", "preferred_ft")
 _PREPARED_AT_ONCE: Final = 256
 
 
-class DPOLearner(PreferenceLearner[Judged]):
+class DPOLearner(PreferenceLearner[LabelledRecord]):
     """Learns a policy from pairs, for kto also from judgements, without reward model or sampling.
 
     Source:
@@ -67,11 +67,11 @@ class DPOLearner(PreferenceLearner[Judged]):
         self,
         config: DPOConfig,
         language_model: LanguageModel,
-        data: Sequence[Judged],
+        data: Sequence[LabelledRecord],
         *,
         seed: int,
         total_steps: int,
-        held_out: Sequence[Judged] | None = None,
+        held_out: Sequence[LabelledRecord] | None = None,
         reference: LanguageModel | None = None,
     ) -> None:
         """Takes the model, which it trains in place, and the pairs.
@@ -140,7 +140,7 @@ class DPOLearner(PreferenceLearner[Judged]):
         pairs = [self.data[row] for row in rows]
         return self._read(pairs, self._opinion(0, rows), self._others(0, rows), means, learn=True)
 
-    def evaluate(self, records: Sequence[Judged]) -> Metrics:
+    def evaluate(self, records: Sequence[LabelledRecord]) -> Metrics:
         """What is measured in training, on other pairs; changes nothing.
 
         Raises:
@@ -180,7 +180,7 @@ class DPOLearner(PreferenceLearner[Judged]):
 
     def _read(
         self,
-        pairs: Sequence[Judged],
+        pairs: Sequence[LabelledRecord],
         opinion: Tensor,
         others: Sequence[Completion],
         means: Means,

@@ -17,7 +17,7 @@ from tether.language.learners.means import Means
 from tether.language.learners.preference_learner import PreferenceConfig
 from tether.learning.config import When
 
-Judged = Pair | Judgement
+LabelledRecord = Pair | Judgement
 """What there is to learn from: two completions compared, or for kto also one judged."""
 
 logger = logging.getLogger(__name__)
@@ -212,7 +212,7 @@ def measure_single(
     means.add("tokens/length", scores.length.sum(), len(labels))
 
 
-def check_records_of(config: DPOConfig, records: Sequence[Judged]) -> None:
+def check_records_of(config: DPOConfig, records: Sequence[LabelledRecord]) -> None:
     """Checks that the loss can learn from the records, and warns where it would lean to one side.
 
     Raises:
@@ -241,7 +241,7 @@ def check_records_of(config: DPOConfig, records: Sequence[Judged]) -> None:
 
 
 def mismatched(
-    records: Sequence[Judged], pool: Sequence[Judged], *, context: int
+    records: Sequence[LabelledRecord], pool: Sequence[LabelledRecord], *, context: int
 ) -> list[Completion]:
     """For each record, its prompt beside a completion that belongs to another prompt.
 

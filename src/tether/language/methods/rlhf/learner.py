@@ -28,8 +28,8 @@ from tether.language.data.prompt_rows import PromptRows
 from tether.language.data.tokenize import digest
 from tether.language.data.tokens import Example, Prompt, check_records
 from tether.language.learners.language_learner import LanguageLearner
-from tether.language.learners.rollout import Collector, Episodes
-from tether.language.learners.sample_table import Sample, SampleTable
+from tether.language.learners.rollout import EpisodeCollector, Episodes
+from tether.language.learners.sample_table import SampledCompletion, SampleTable
 from tether.language.methods.rlhf import advantages
 from tether.language.methods.rlhf.config import RLHFConfig
 from tether.language.methods.rlhf.critic import build_critic
@@ -112,7 +112,7 @@ class RLHFLearner(LanguageLearner):
             origins |= digests(scorer, config.reward)
             if rows is not None and rows.digest is not None:
                 origins[COLUMNS] = rows.digest
-        self.collector = Collector(config, language_model, data, scorer, seed=seed)
+        self.collector = EpisodeCollector(config, language_model, data, scorer, seed=seed)
         check_readable(scorer, language_model, self.collector.longest)
         self.critic = None
         if config.estimator == "gae":
@@ -140,7 +140,7 @@ class RLHFLearner(LanguageLearner):
         self.origins = origins
         self.beta = config.beta
         self.gain, self.bias = 1.0, 0.0
-        self.samples: list[Sample] = []
+        self.samples: list[SampledCompletion] = []
 
     @property
     def steps(self) -> int:
@@ -191,7 +191,7 @@ class RLHFLearner(LanguageLearner):
             )
         self._adapt(float(metrics["kl/sequence"]))
         self.samples = [
-            Sample(*row)
+            SampledCompletion(*row)
             for row in zip(episodes.completions, episodes.scores.tolist(), kl.tolist(), strict=True)
         ]
         seconds = time.perf_counter() - began
