@@ -1,0 +1,58 @@
+"""Runs the Python blocks of README, CONTRIBUTING and docs, each page in a folder of its own.
+
+Blocks are run as they are printed, one namespace for each page, with one exception: a training
+takes at most :data:`MOST_STEPS` steps, so that a page may show a million and its test is short.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sybil.document import Document
+from sybil.parsers.myst import PythonCodeBlockParser, SkipParser
+
+from tether.learning.engine import Engine
+
+MOST_STEPS = 2048
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def examples_of(page: Path) -> list[Any]:
+    document = Document.parse(str(page), PythonCodeBlockParser(), SkipParser())
+    return list(document.examples())
+
+
+WITH_BLOCKS = [page for page in PAGES if examples_of(page)]
+
+
+@pytest.mark.parametrize("page", WITH_BLOCKS, ids=lambda page: page.name)
+def test_the_python_blocks_of_a_page_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = Engine.train
+
+    @functools.wraps(train)
+    def short(self: Any, *arguments: Any, **settings: Any) -> Any:
+        steps = settings.get("total_steps") or MOST_STEPS
+        settings["total_steps"] = min(steps, MOST_STEPS)
+        settings["progress"] = False
+        return train(self, *arguments, **settings)
+
+    monkeypatch.setattr(Engine, "train", short)
+    monkeypatch.chdir(tmp_path)
+    # A page is read in a checkout, and a script's own folder is where it imports from.
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_envs", raising=False)
+    for example in examples_of(page):
+        example.evaluate()
+
+
+def test_there_are_blocks_to_run() -> None:
+    names = {page.name for page in WITH_BLOCKS}
+    assert {"README.md", "CONTRIBUTING.md", "objectives.md", "rlhf.md"} <= names
