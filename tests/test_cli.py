@@ -159,14 +159,29 @@ def test_lists(tether_) -> None:
     known = {n: m.summary for engine in ENGINES for n, m in methods_of(engine).items()}
     methods, envs = tether_("methods", "--json").json, tether_("envs", "--json").json
     assert methods == known and {"ppo", "dpo"} <= set(methods)
-    assert {envs[name]["door"] for name in BATCHED_TASKS} == {"mujoco"}
-    assert envs["CartPole-v1"]["door"] == "gymnasium"
+    assert {envs[name]["backend"] for name in BATCHED_TASKS} == {"mujoco"}
+    assert envs["CartPole-v1"]["backend"] == "gymnasium"
     for name, lines in (("methods", methods), ("envs", envs)):
         table = [line for line in tether_(name).out.splitlines() if not line.endswith(":")]
         assert [line.split()[0] for line in table] == list(lines)
     nothing = tether_()
     assert nothing.code == 2
     assert "usage: tether COMMAND" in nothing.out
+
+
+def test_a_file_may_hold_options_of_the_run_and_whole_numbers_any_spelling(
+    tether_, tmp_path: Path
+) -> None:
+    text = 'env = "CartPole-v1"\ntotal_steps = 999\nseeds = "3-4"\nout = "r"\nsinks = []\n'
+    (tmp_path / "run.toml").write_text(text + "num_envs = 2\nsteps_per_iteration = 64\n")
+    command = ["train", "ppo", "--config", "run.toml", "--minibatch-size", 32, "--quiet"]
+    done = tether_(*command, "--total-steps", "1.28e2", "--json")
+    assert done.code == 0, done.err
+    assert [run["steps"] for run in done.json["runs"]] == [128, 128]
+    assert (tmp_path / "r" / "seed-4" / "run.json").exists()
+    (tmp_path / "run.toml").write_text('total_steps = "many"\n')
+    bad = tether_(*command, "--env", "CartPole-v1")
+    assert bad.code == 2 and "run.toml: total_steps is 'many'; expected a valid integer" in bad.err
 
 
 def test_options_win_over_the_file_and_the_file_over_the_preset(tether_, tmp_path: Path) -> None:
@@ -209,6 +224,13 @@ MISTAKES = {
         [*CARTPOLE, "--epsilonn", "1"],
         "unknown option --epsilonn; did you mean --epsilon?",
     ),
+    "not whole": ([*CARTPOLE, "--total-steps", "1.5"], "'1.5' is not a whole number"),
+    "commas": ([*CARTPOLE, "--hidden", "64,64"], "separate values by spaces: --hidden 64 64"),
+    "number or none": ([*CARTPOLE, "--epsilon", "wide"], "is 'wide'; expected a number or none"),
+    "seeds as one": ([*CARTPOLE, "--seeds", "5"], "give 5-5 for the seed 5 alone, or 0-4 for 5"),
+    "both seeds": ([*CARTPOLE, "--seed", "3", "--seeds", "0,1"], "are both given; give one"),
+    "method as command": (["ppo", "--env", "CartPole-v1"], "give: tether train ppo --env ID"),
+    "language method": (["train", "sft"], "give: tether sft --model M --data D"),
     "not a number": ([*CARTPOLE, "--epsilon", "wide"], "--epsilon"),
     "out of range": ([*CARTPOLE, "--epsilon", "-1"], "epsilon is -1.0; expected greater than 0"),
     "nan": ([*CARTPOLE, "--gamma", "nan"], "gamma is nan; expected"),

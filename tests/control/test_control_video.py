@@ -87,7 +87,7 @@ def test_films_that_cannot_be_made_are_told(
     for run, file, words in (
         (cheetah.run, "film.gif", "film.gif; expected a name that ends in .mp4"),
         (cheetah.run, "file/film.mp4", "cannot write .*file/film.mp4"),
-        (pairs.run, "film.mp4", "CopyDict-v0 cannot be made"),
+        (pairs.run, "film.mp4", "CopyDict-v0 cannot be filmed: it does not take render_mode"),
     ):
         with pytest.raises(UserError, match=words):
             film(run, tmp_path / file, seed=0, frames=3)

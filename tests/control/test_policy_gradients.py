@@ -12,7 +12,7 @@ from test_methods import QUICK, Chain, iterations, learner_of, on_chain
 from tether.control.critic import batch
 from tether.control.methods import reinforce
 from tether.control.networks import forward
-from tether.control.policy import PolicyParameters, numpy_network
+from tether.control.parameters import PolicyParameters, numpy_network
 from tether.control.training import configure
 from tether.errors import UserError
 

@@ -1,4 +1,4 @@
-"""One small door to each array library, so that a test of an equation is written once."""
+"""One small backend to each array library, so that a test of an equation is written once."""
 
 from __future__ import annotations
 

@@ -214,10 +214,10 @@ def envs(arguments: Sequence[str]) -> None:
     options = parse(ListOptions, arguments, prog="tether envs")
     known = list_environments()
     if options.json:
-        print_json({entry.id: {"door": entry.door, "note": entry.note} for entry in known})
+        print_json({entry.id: {"backend": entry.backend, "note": entry.note} for entry in known})
         return
     for entry in known:
-        print(f"{entry.id:32}{entry.door:12}{entry.note}")
+        print(f"{entry.id:32}{entry.backend:12}{entry.note}")
 
 
 def _parse_train(

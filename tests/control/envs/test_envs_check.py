@@ -1,4 +1,4 @@
-"""The contract test passes on honest environments of both doors and fails on broken ones."""
+"""The contract test passes on honest environments of both backends and fails on broken ones."""
 
 import subprocess
 import sys
@@ -36,7 +36,7 @@ from tether.errors import BadEnvironmentError
         (Camera, {}),
         (lambda: Camera((4, 4)), {}),
         ("Hopper-v5", {}),
-        ("Hopper-v5", {"door": "gymnasium"}),
+        ("Hopper-v5", {"backend": "gymnasium"}),
         ("HalfCheetah-v5", {"max_episode_steps": 60}),
         ("Ant-v5", {"max_episode_steps": 60}),
     ],
@@ -154,7 +154,7 @@ def test_two_groups_on_two_threads_equal_one_after_the_other():
 def test_list_environments():
     entries = {entry.id: entry for entry in list_environments()}
     assert tuple(entries)[: len(BATCHED_TASKS)] == BATCHED_TASKS
-    assert all((e.door == "mujoco") == (e.id in BATCHED_TASKS) for e in entries.values())
+    assert all((e.backend == "mujoco") == (e.id in BATCHED_TASKS) for e in entries.values())
     unbatched = {e.id for e in entries.values() if "one MjData" in e.note}
     assert unbatched == {t for t in BATCHED_TASKS if make(t, 1)._task.stepper is PooledPhysics}
     assert entries["CartPole-v1"] == ("CartPole-v1", "gymnasium", "")

@@ -1,4 +1,4 @@
-"""The Gymnasium door: episodes, resets, resume, and environments that do not keep their word."""
+"""The Gymnasium backend: episodes, resets, resume, and environments that do not keep their word."""
 
 import warnings
 
@@ -115,7 +115,7 @@ def test_episode_seeds_differ_and_fit_31_bits():
     ],
 )
 def test_a_state_continues_bit_for_bit_in_a_fresh_object(source):
-    env, fresh = (make(source, 3, door="gymnasium") for _ in range(2))
+    env, fresh = (make(source, 3, backend="gymnasium") for _ in range(2))
     env.reset(2)
     actions = sample(env, 60)
     for action in actions[:25]:
@@ -152,8 +152,13 @@ def test_states_of_others_are_refused():
         make("Acrobot-v1", 2).restore(state)
     with pytest.raises(UserError, match="seeds of shape"):
         make("CartPole-v1", 3).restore(state)
-    with pytest.raises(UserError, match="has door 'mujoco'"):
-        env.restore({**state, "door": "mujoco"})
+    with pytest.raises(UserError, match="has backend 'mujoco'"):
+        env.restore({**state, "backend": "mujoco"})
+    # As the first version's checkpoints have it.
+    named = {("door" if name == "backend" else name): value for name, value in state.items()}
+    env.restore(named)
+    with pytest.raises(UserError, match="has backend 'mujoco'"):
+        env.restore({**named, "door": "mujoco"})
     with pytest.raises(UserError, match="actions of shape"):
         env.restore({**state, "lengths": np.array([1, 5])})
     for seed in (-1, 0.5, True, "0"):
@@ -253,8 +258,8 @@ def test_arguments_are_checked():
     for bad in ({"num_envs": 0}, {"num_envs": 1.5}, {"num_envs": 1, "threads": 0}):
         with pytest.raises(UserError, match="must be an integer of at least 1"):
             make("CartPole-v1", **bad)
-    with pytest.raises(UserError, match="door must be one of auto, mujoco, gymnasium"):
-        make("CartPole-v1", 1, door="back")
+    with pytest.raises(UserError, match="backend must be one of auto, mujoco, gymnasium"):
+        make("CartPole-v1", 1, backend="back")
     with pytest.raises(UserError, match="env must be a Gymnasium id"):
         make(7, 1)
     with pytest.raises(BadEnvironmentError, match=r"must make a gymnasium.Env"):

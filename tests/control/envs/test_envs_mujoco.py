@@ -1,4 +1,4 @@
-"""The MuJoCo door against Gymnasium itself, bit for bit."""
+"""The MuJoCo backend against Gymnasium itself, bit for bit."""
 
 import os
 import subprocess
@@ -234,15 +234,17 @@ def test_only_untouched_tasks_take_the_door():
 
     assert task_of(Heavier()) is None
     with pytest.raises(UserError, match="none of the MuJoCo v5 tasks"):
-        make("CartPole-v1", 2, door="mujoco")
-    assert isinstance(make("Hopper-v5", 1, door="gymnasium"), GymnasiumVectorEnv)
+        make("CartPole-v1", 2, backend="mujoco")
+    assert isinstance(make("Hopper-v5", 1, backend="gymnasium"), GymnasiumVectorEnv)
     # What a function did to the environment is unknown, so only the user can vouch for it.
     assert isinstance(make(lambda: gym.make("Hopper-v5"), 1), GymnasiumVectorEnv)
-    assert isinstance(make(lambda: gym.make("Hopper-v5"), 1, door="mujoco"), MujocoVectorEnv)
+    assert isinstance(make(lambda: gym.make("Hopper-v5"), 1, backend="mujoco"), MujocoVectorEnv)
 
 
 def test_both_doors_give_the_same_first_episode():
-    batched, single = (make("Walker2d-v5", 2, door=door) for door in ("mujoco", "gymnasium"))
+    batched, single = (
+        make("Walker2d-v5", 2, backend=backend) for backend in ("mujoco", "gymnasium")
+    )
     assert batched.observation_space == single.observation_space
     assert batched.reset(4).tobytes() == single.reset(4).tobytes()
     running = np.ones(2, bool)

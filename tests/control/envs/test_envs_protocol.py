@@ -1,4 +1,4 @@
-"""What both doors promise alike."""
+"""What both backends promise alike."""
 
 import numpy as np
 import pytest
@@ -8,12 +8,12 @@ from sample_environments import Scripted
 from tether.control.envs import VectorEnv, make
 from tether.errors import UserError
 
-BOTH_DOORS = pytest.mark.parametrize("door", ["mujoco", "gymnasium"])
+BOTH_BACKENDS = pytest.mark.parametrize("backend", ["mujoco", "gymnasium"])
 
 
-def reacher(door: str, num_envs: int) -> VectorEnv:
+def reacher(backend: str, num_envs: int) -> VectorEnv:
     """An arm that nothing but the time limit stops."""
-    return make("Reacher-v5", num_envs, door=door, max_episode_steps=10)
+    return make("Reacher-v5", num_envs, backend=backend, max_episode_steps=10)
 
 
 def first_ends(env: VectorEnv, steps: int) -> list[tuple[int, bool]]:
@@ -40,9 +40,9 @@ def ends(env: VectorEnv, steps: int) -> list[list[int]]:
     return found
 
 
-@BOTH_DOORS
-def test_staggered_environments_are_cut_apart_once_and_keep_their_distance(door: str) -> None:
-    env = reacher(door, 4)
+@BOTH_BACKENDS
+def test_staggered_environments_are_cut_apart_once_and_keep_their_distance(backend: str) -> None:
+    env = reacher(backend, 4)
     plain = env.reset(7).copy()
     np.testing.assert_array_equal(env.reset(7, stagger=True), plain)
     assert ends(env, 30) == [[3, 13, 23], [5, 15, 25], [8, 18, 28], [10, 20, 30]]
@@ -50,9 +50,9 @@ def test_staggered_environments_are_cut_apart_once_and_keep_their_distance(door:
     assert ends(env, 20) == [[10, 20]] * 4
 
 
-@BOTH_DOORS
-def test_a_staggered_first_episode_resumes(door: str) -> None:
-    env, other = reacher(door, 3), reacher(door, 3)
+@BOTH_BACKENDS
+def test_a_staggered_first_episode_resumes(backend: str) -> None:
+    env, other = reacher(backend, 3), reacher(backend, 3)
     env.reset(1, stagger=True)
     assert ends(env, 5) == [[4], [], []]
     state = env.state()
@@ -61,16 +61,16 @@ def test_a_staggered_first_episode_resumes(door: str) -> None:
     assert ends(other, 20) == ends(env, 20) == [[9, 19], [2, 12], [5, 15]]
 
 
-@BOTH_DOORS
-def test_without_a_time_limit_there_is_nothing_to_stagger(door: str) -> None:
-    env = make("HalfCheetah-v5", 3, door=door, max_episode_steps=-1)
+@BOTH_BACKENDS
+def test_without_a_time_limit_there_is_nothing_to_stagger(backend: str) -> None:
+    env = make("HalfCheetah-v5", 3, backend=backend, max_episode_steps=-1)
     env.reset(0, stagger=True)
     assert ends(env, 30) == [[]] * 3
 
 
-@BOTH_DOORS
-def test_states_from_before_there_was_stagger_are_restored(door: str) -> None:
-    env, other = reacher(door, 2), reacher(door, 2)
+@BOTH_BACKENDS
+def test_states_from_before_there_was_stagger_are_restored(backend: str) -> None:
+    env, other = reacher(backend, 2), reacher(backend, 2)
     env.reset(1)
     ends(env, 5)
     state = env.state()
@@ -80,21 +80,21 @@ def test_states_from_before_there_was_stagger_are_restored(door: str) -> None:
     assert ends(other, 15) == ends(env, 15) == [[5, 15]] * 2
 
 
-@BOTH_DOORS
-def test_limits_of_other_environments_are_refused(door: str) -> None:
-    env = reacher(door, 2)
+@BOTH_BACKENDS
+def test_limits_of_other_environments_are_refused(backend: str) -> None:
+    env = reacher(backend, 2)
     env.reset(0)
     state = {**env.state(), "limits": np.zeros(3, np.int64)}
     with pytest.raises(UserError, match=r"time limits of shape \(3,\)"):
         env.restore(state)
 
 
-@BOTH_DOORS
-def test_one_environment_and_more_than_there_are_steps(door: str) -> None:
-    alone = reacher(door, 1)
+@BOTH_BACKENDS
+def test_one_environment_and_more_than_there_are_steps(backend: str) -> None:
+    alone = reacher(backend, 1)
     alone.reset(0, stagger=True)
     assert ends(alone, 25) == [[10, 20]]
-    many = reacher(door, 20)
+    many = reacher(backend, 20)
     many.reset(0, stagger=True)
     found = ends(many, 10)
     assert [first for first, *_ in found] == [-(-10 * (n + 1) // 20) for n in range(20)]

@@ -118,6 +118,15 @@ def test_one_that_cannot_reset_some_begins_new_episodes_and_says_so(tmp_path: Pa
     assert (np.abs(step.final_observation[ended, 2]) > 0.2).all()
     assert (np.abs(step.observation[ended]) <= 0.05).all()
 
+    # The episodes that stand in for those a resume could not continue are no whole ones.
+    with pytest.warns(UserWarning, match="cannot save its state"):
+        checked.restore(checked.state())
+    step = checked.step(np.zeros(4, int))
+    while not (step.terminated | step.truncated).any():
+        step = checked.step(np.zeros(4, int))
+    np.testing.assert_array_equal(step.shortened, step.terminated)
+    checked.close()
+
     part = tether.train("ppo", world(), total_steps=96, out=tmp_path / "r", **SMALL, num_envs=4)
     with pytest.warns(UserWarning, match="cannot save its state, so this resume begins new"):
         again = tether.resume(part.run, env=world(), total_steps=192, progress=False)

@@ -1,4 +1,4 @@
-"""Environments: N copies stepped in lockstep behind one small protocol, through two doors.
+"""Environments: N copies stepped in lockstep behind one small protocol, through two backends.
 
 ``make("HalfCheetah-v5", 8)`` steps Gymnasium's MuJoCo v5 tasks on MuJoCo directly, and
 ``make("CartPole-v1", 8)`` any other Gymnasium environment; both can be saved in the middle of an
@@ -8,11 +8,11 @@ episode and continued bit for bit.
 from tether.control.envs.check import check_vector_env
 from tether.control.envs.protocol import Step, VectorEnv
 from tether.control.envs.registry import BATCHED_TASKS, EnvironmentEntry, list_environments
-from tether.control.envs.vector import Door, make
+from tether.control.envs.vector import Backend, make
 
 __all__ = [
     "BATCHED_TASKS",
-    "Door",
+    "Backend",
     "EnvironmentEntry",
     "Step",
     "VectorEnv",

@@ -141,7 +141,7 @@ class GivenVectorEnv:
         actions = [action for episode in self._actions for action in episode] * bool(self._seeded)
         lengths = [len(episode) * bool(self._seeded) for episode in self._actions]
         return {
-            "door": "vector",
+            "backend": "vector",
             "id": self.id,
             "seeds": np.array(self._seeds, np.uint64),
             "episodes": self._episodes.copy(),

@@ -1,4 +1,4 @@
-"""The Gymnasium door: any environments behind the vector protocol, resumable bit for bit.
+"""The Gymnasium backend: any environments behind the vector protocol, resumable bit for bit.
 
 A Gymnasium environment cannot be asked for its state. But what a deterministic environment does is
 decided by the seed of its episode and the actions since. So every episode is reset with a seed of
@@ -157,7 +157,7 @@ class GymnasiumVectorEnv:
         shape = self.action_space.shape or ()
         actions = [action for episode in self._actions for action in episode]
         return {
-            "door": "gymnasium",
+            "backend": "gymnasium",
             "id": self.id,
             "seeds": np.array(self._seeds, np.uint64),
             "episodes": self._episodes.copy(),

@@ -1,4 +1,4 @@
-"""The MuJoCo door: N of Gymnasium's MuJoCo v5 environments at once, equal bit for bit."""
+"""The MuJoCo backend: N of Gymnasium's MuJoCo v5 environments at once, equal bit for bit."""
 
 from __future__ import annotations
 
@@ -81,12 +81,12 @@ class MujocoVectorEnv:
             threads: how many threads step the physics, the caller's included.
 
         Raises:
-            UserError: no task of this door reproduces the environment.
+            UserError: no task of this backend reproduces the environment.
         """
         task = task_of(env)
         if task is None:
             raise UserError(
-                f"{env} is none of the MuJoCo v5 tasks of door 'mujoco'; use door='gymnasium'"
+                f"{env} is none of the MuJoCo v5 tasks of backend 'mujoco'; use backend='gymnasium'"
             )
         inner: Any = env.unwrapped
         assert env.spec is not None
@@ -147,7 +147,7 @@ class MujocoVectorEnv:
         if not self._generators:
             raise UserError(f"{self.id}: there is no state to save before reset(seed)")
         return {
-            "door": "mujoco",
+            "backend": "mujoco",
             "id": self.id,
             "physics": self._physics.state(),
             "position": self._task.position.copy(),

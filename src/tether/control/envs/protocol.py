@@ -112,23 +112,25 @@ def restored_limits(state: Mapping[str, Any], usual: Array) -> Array:
 
 
 def check_state(
-    state: Mapping[str, Any], door: str, env_id: str, expected: Mapping[str, Array]
+    state: Mapping[str, Any], backend: str, env_id: str, expected: Mapping[str, Array]
 ) -> None:
     """Raise unless a saved state belongs to this kind of environment and has its shapes.
 
     Args:
         state: the state to check.
-        door: "mujoco" or "gymnasium".
+        backend: "mujoco" or "gymnasium".
         env_id: the id of the environment that is to continue.
         expected: arrays that the state must match, name by name, in shape and dtype.
 
     Raises:
-        UserError: the state is of another door, environment or shape; the message says which.
+        UserError: the state is of another backend, environment or shape; the message says which.
     """
-    for name, value in (("door", door), ("id", env_id)):
-        if state.get(name) != value:
+    # Checkpoints of the first version call the backend a door.
+    known = {"backend": state.get("backend", state.get("door")), "id": state.get("id")}
+    for name, value in (("backend", backend), ("id", env_id)):
+        if known[name] != value:
             raise UserError(
-                f"the saved environment state has {name} {state.get(name)!r}, not {value!r}"
+                f"the saved environment state has {name} {known[name]!r}, not {value!r}"
             )
     for name, like in expected.items():
         array = state.get(name)

@@ -22,7 +22,7 @@ BATCHED_TASKS: tuple[str, ...] = (
     "HumanoidStandup-v5",
     "Pusher-v5",
 )
-"""Gymnasium's tasks that the MuJoCo door reproduces bit for bit.
+"""Gymnasium's tasks that the MuJoCo backend reproduces bit for bit.
 
 All but Ant and the humanoids run on MuJoCo's batch stepper. Those three read contact forces that it
 cannot give, so each of their simulations has an MjData of its own.
@@ -43,12 +43,12 @@ class EnvironmentEntry(NamedTuple):
 
     Attributes:
         id: what ``gymnasium.make`` calls it.
-        door: "mujoco" or "gymnasium", the one that ``door="auto"`` takes.
+        backend: "mujoco" or "gymnasium", the one that ``backend="auto"`` takes.
         note: what to know before using it, or "".
     """
 
     id: str
-    door: str
+    backend: str
     note: str
 
 

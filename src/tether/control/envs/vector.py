@@ -1,6 +1,6 @@
 """Making vector environments: any Gymnasium environment by id, instance or factory.
 
-Two doors. Gymnasium's MuJoCo v5 tasks (:data:`BATCHED_TASKS`) are stepped by MuJoCo directly,
+Two backends. Gymnasium's MuJoCo v5 tasks (:data:`BATCHED_TASKS`) are stepped by MuJoCo directly,
 everything else through Gymnasium itself.
 """
 
@@ -25,9 +25,9 @@ from tether.control.envs.protocol import Step, VectorEnv
 from tether.control.envs.registry import BATCHED_TASKS, close_ids
 from tether.errors import BadEnvironmentError, UserError
 
-__all__ = ["BATCHED_TASKS", "Door", "Step", "VectorEnv", "make", "make_one"]
+__all__ = ["BATCHED_TASKS", "Backend", "Step", "VectorEnv", "make", "make_one"]
 
-Door = Literal["auto", "mujoco", "gymnasium"]
+Backend = Literal["auto", "mujoco", "gymnasium"]
 Env = gymnasium.Env[Any, Any]
 EnvLike: TypeAlias = (
     str | Env | Callable[..., Env] | gymnasium.vector.VectorEnv[Any, Any, Any] | VectorEnv
@@ -41,7 +41,7 @@ def make(
     env: EnvLike,
     num_envs: int,
     *,
-    door: Door = "auto",
+    backend: Backend = "auto",
     threads: int = 1,
     **env_kwargs: Any,
 ) -> VectorEnv:
@@ -54,11 +54,12 @@ def make(
             anew from its ``spec``, which does not know changes made to it by hand. Also a vector
             environment, of Gymnasium or of this protocol, which is stepped itself.
         num_envs: N >= 1.
-        door: "mujoco" to step MuJoCo directly, "gymnasium" for Gymnasium itself; "auto" takes the
-            first where an id is one of :data:`BATCHED_TASKS`. Both give the same numbers until an
-            episode ends; then the Gymnasium door reseeds, to be resumable, where the MuJoCo door
-            goes on with the same generator, as Gymnasium does.
-        threads: threads that step the physics, the caller's included; the Gymnasium door has one.
+        backend: "mujoco" to step MuJoCo directly, "gymnasium" for Gymnasium itself; "auto" takes
+            the first where an id is one of :data:`BATCHED_TASKS`. Both give the same numbers until
+            an episode ends; then the Gymnasium backend reseeds, to be resumable, where the MuJoCo
+            backend goes on with the same generator, as Gymnasium does.
+        threads: threads that step the physics, the caller's included; the Gymnasium backend has
+            one.
         **env_kwargs: passed to ``gymnasium.make`` (``max_episode_steps`` among them), or to the
             function.
 
@@ -72,8 +73,8 @@ def make(
     for name, number in (("num_envs", num_envs), ("threads", threads)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise UserError(f"{name} must be an integer of at least 1, got {number!r}")
-    if door not in get_args(Door):
-        raise UserError(f"door must be one of {', '.join(get_args(Door))}, got {door!r}")
+    if backend not in get_args(Backend):
+        raise UserError(f"backend must be one of {', '.join(get_args(Backend))}, got {backend!r}")
     if is_vector(env):
         return _given(env, num_envs, env_kwargs)
     if isinstance(env, str):
@@ -84,7 +85,7 @@ def make(
                 f"{_name(env)} is made already, so {sorted(env_kwargs)} cannot be applied; pass "
                 "its id or a function"
             )
-        if num_envs == 1 and door != "mujoco" and id(env) not in _DRIVEN:
+        if num_envs == 1 and backend != "mujoco" and id(env) not in _DRIVEN:
             return _InstanceVectorEnv(env)
         factory = _from_spec(env)
     elif callable(env):
@@ -96,8 +97,8 @@ def make(
         )
 
     first = factory()
-    # A function may do anything to what it makes, so only ids take the fast door unasked.
-    if door == "mujoco" or (door == "auto" and not _is_function(env) and _is_batched(first)):
+    # A function may do anything to what it makes, so only ids take the fast backend unasked.
+    if backend == "mujoco" or (backend == "auto" and not _is_function(env) and _is_batched(first)):
         from tether.control.envs.mujoco_batch import MujocoVectorEnv
 
         try:
