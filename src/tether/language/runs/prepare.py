@@ -9,15 +9,15 @@ from typing import Any, cast, get_args
 
 from tether.errors import UserError
 from tether.language.data.formats import FORMATS, Conversation, Samples, read_data
+from tether.language.data.sources import MOVIE_REVIEWS, DataLike
+from tether.language.data.templates import Kind, Template
 from tether.language.data.tokenize import TokenRecord, digest, fit, tokenize
+from tether.language.data.tokens import Prompt, Truncation
+from tether.language.learners.splitting import split
 from tether.language.methods import LanguageMethod
+from tether.language.models.from_run import Setup, is_run, open_run, with_template
 from tether.language.models.language_model import LanguageModel
 from tether.language.reviews.prompts import Split, prefixes
-from tether.language.models.from_run import Setup, is_run, open_run, with_template
-from tether.language.data.sources import MOVIE_REVIEWS, DataLike
-from tether.language.learners.splitting import split
-from tether.language.data.templates import Kind, Template
-from tether.language.data.tokens import Prompt, Truncation
 
 logger = logging.getLogger(__name__)
 
@@ -221,7 +221,7 @@ def _learned_template(setup: Setup) -> Kind | None:
 def _chat_if_it_can(
     kind: Kind, setup: Setup, samples: Samples | None, model: LanguageModel
 ) -> Kind:
-    """chat where prompts of plain text meet a model with a chat template.
+    """Answers `chat` where prompts of plain text meet a model with a chat template.
 
     It is asked through that template when it is used, so what it learns has to pass through it.
     """

@@ -93,7 +93,9 @@ class LanguageEngine(Engine[LanguageLearner, TrainedModel]):
 
     def about(self, name: str, kind: Any) -> LanguageMethod:
         """What a method learns from; of a class from outside, its attribute ``about``."""
-        return METHODS[name] if name in METHODS else kind.about
+        known = METHODS.get(name)
+        about: LanguageMethod = kind.about if known is None else known
+        return about
 
     def prepare(
         self,
