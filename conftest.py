@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,11 @@ def _begin(namespace: dict[str, Any]) -> None:
     namespace["_folder"] = tempfile.TemporaryDirectory()
     namespace["_before"] = Path.cwd()
     namespace["_train"] = Engine.train
-    os.chdir(namespace["_folder"].name)
+    # A page is read in a checkout, and a script's own folder is where it imports from.
+    folder = Path(namespace["_folder"].name)
+    (folder / "examples").symlink_to(Path(__file__).parent / "examples")
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
     train = Engine.train
 
     @functools.wraps(train)
@@ -45,6 +50,8 @@ def _end(namespace: dict[str, Any]) -> None:
 
     Engine.train = namespace["_train"]  # type: ignore[method-assign]
     os.chdir(namespace["_before"])
+    sys.path.remove(namespace["_folder"].name)
+    sys.modules.pop("my_envs", None)
     namespace["_folder"].cleanup()
 
 
