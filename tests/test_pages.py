@@ -111,7 +111,6 @@ gymnasium.register("Homing-v0", CartPoleEnv, max_episode_steps=100)
 SFT = "tether sft --model tiny --data answers.jsonl --out runs/sft"
 REWARD = "tether reward --model tiny --data comparisons.jsonl --out runs/reward"
 GIVEN = {
-    "behaviour-cloning.md": ["tether train ppo --env Hopper-v5 --out runs/expert"],
     "dpo.md": [SFT, REWARD],
     "reward.md": [SFT],
     "rlhf.md": [SFT, REWARD],
