@@ -80,8 +80,8 @@ BUDGETS = {
 }
 """Options that a command is given instead of its own; those of the longest beginning count."""
 
-VALUES = {"smollm2-135m-instruct": "tiny", "0,1,2": "0-0"}
-"""Words that are replaced: a larger model, several seeds."""
+VALUES = {"smollm2-135m-instruct": "tiny", "HalfCheetah-v5": "Hopper-v5", "0,1,2": "0-0"}
+"""Words that are replaced: a larger model, longer episodes, several seeds."""
 
 PAIRS = [
     {"prompt": f"The film {i}", "chosen": " is good.", "rejected": " is bad."} for i in range(8)
