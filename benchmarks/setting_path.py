@@ -2,7 +2,7 @@
 
     python benchmarks/setting_path.py
 
-Runs ``tether train ppo --env CartPole-v1 --epsilon 0.3`` in this process with a profiler. Printed are
+Runs ``tether train ppo --env CartPole-v1 --epsilon 0.3141`` here with a profiler. Printed are
 the functions of tether that are active when :func:`tether.objectives.clipped_surrogate` is first
 called (the call stack), and every function that was called before and held the setting: had it, or
 an object with it, among its arguments. Calls within a compiled function are those of its tracing.

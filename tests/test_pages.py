@@ -1,11 +1,10 @@
-"""The commands that README and docs print, run page by page as they stand there, with small budgets.
+"""The commands that README and docs print, run page by page as they stand, with small budgets.
 
 Every line of a code block without a language (or with sh, bash or console) that begins with a
 program is run in the order of its page, or it is in :data:`NOT_RUN` with the reason. What a reader
 is taken to have already (a run of an earlier page, a file of his own) is in :data:`GIVEN`.
 """
 
-import glob
 import json
 import re
 import shlex
@@ -170,8 +169,13 @@ def reason_not_to_run(line: str) -> str | None:
 def arguments_of(line: str) -> list[str]:
     """What `tether` is given: the page's words, globs expanded, with a small budget."""
     words = [VALUES.get(word, word) for word in shlex.split(line, comments=True)[1:]]
-    found = [path for word in words for path in (sorted(glob.glob(word)) or [word])]
-    fits = [beginning for beginning in BUDGETS if f"{' '.join(found)} ".startswith(f"{beginning} ")]
+    found = [
+        path
+        for word in words
+        for path in (sorted(map(str, Path().glob(word))) if "*" in word else [word])
+    ]
+    said = " ".join(found) + " "
+    fits = [beginning for beginning in BUDGETS if said.startswith(f"{beginning} ")]
     for option, value in BUDGETS[max(fits, key=len)].items() if fits else ():
         if option in found:
             found[found.index(option) + 1] = value
