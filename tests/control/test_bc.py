@@ -12,11 +12,13 @@ from chain_environment import BEST, Chain
 from comparisons import assert_equal_runs, assert_equal_states
 from demonstrators import balancer, chain_folder, damage, record, write
 from gymnasium import spaces
+from gymnasium.envs.classic_control import CartPoleEnv
 from toy_environments import Copy
 
 import tether
 from tether import cli
 from tether.control.demonstrations import EPISODES, FACTS, Recorder, load_demonstrations
+from tether.control.distributions import action_head
 from tether.control.envs import make
 from tether.control.evaluation import evaluate
 from tether.control.methods.bc import BCConfig, BehaviourCloning
@@ -297,3 +299,43 @@ def test_a_stopped_run_goes_on_with_its_own_demonstrations(tmp_path: Path) -> No
     chain_folder(folder, mistakes=0.5)
     with pytest.raises(UserError, match="are not those this run began with"):
         tether.resume(tmp_path / "stopped", env=Chain, total_steps=600, **QUIET)
+
+
+def test_the_expert_that_comes_with_tether_is_cloned_from_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = "train bc --env CartPole-v1 --demonstrations cartpole-expert --total-steps 45000"
+    assert cli.main([*command.split(), "--out", "clone", "--quiet"]) == 0
+    # The name is kept, so that another machine can resume the run.
+    assert Run.open("clone").config["demonstrations"] == "cartpole-expert"
+    assert tether.evaluate("clone", episodes=10).summary()["return_mean"] >= 475
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert tether.resume("../clone", total_steps=50_000, progress=False).steps == 54_000
+
+
+def test_the_expert_balanced_a_real_cart_pole() -> None:
+    env = CartPoleEnv()
+    pairs = load_demonstrations(
+        "cartpole-expert", env.observation_space, action_head(env.action_space)
+    )
+    assert pairs.length.tolist() == [500] * 10
+    env.reset(seed=0)
+    ends = np.cumsum(pairs.length) - 1
+    for row in set(range(0, 5000, 7)) - set(ends.tolist()):
+        env.state = pairs.observation[row].astype(np.float64)
+        follows, _, terminated, *_ = env.step(int(pairs.action[row, 0]))
+        assert not terminated
+        np.testing.assert_allclose(follows, pairs.observation[row + 1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_folder_of_the_users_goes_before_an_expert_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    chain_folder(tmp_path / "cartpole-expert")
+    config = BCConfig(demonstrations=Path("cartpole-expert"))
+    assert config.demonstrations == tmp_path / "cartpole-expert"
+    with pytest.raises(UserError, match=r"no such folder; give a folder, or .* cartpole-expert"):
+        learner_of(Chain, Path("cartpole-experts"))

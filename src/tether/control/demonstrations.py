@@ -35,6 +35,7 @@ from tether.control.distributions import ActionHead
 from tether.control.envs import Step
 from tether.control.envs.arrays import policy_space
 from tether.control.envs.spaces_json import space_from_json, space_in_words, space_to_json
+from tether.control.experts import EXPERTS, expert_named
 from tether.errors import RunError, UserError
 from tether.learning.storage.checkpoint import load_checkpoint, save_checkpoint
 from tether.learning.storage.durable import replaced, sync_folder, write_error
@@ -137,7 +138,7 @@ def load_demonstrations(
     """Read demonstrations for an environment: a folder of tether's own, or a Minari dataset.
 
     Args:
-        path: the folder.
+        path: the folder, or the name of an expert that comes with tether (:data:`EXPERTS`).
         source_space: the environment's own observation space.
         head: of the environment's action space.
 
@@ -147,6 +148,7 @@ def load_demonstrations(
     """
     folder = Path(path)
     try:
+        folder = expert_named(folder) or folder
         own, minari = (
             any((folder / place).is_file() for place in places)
             for places in ((FACTS,), ("metadata.json", "data/metadata.json"))
@@ -161,7 +163,10 @@ def load_demonstrations(
 
         pairs = load_minari(folder, source_space, head)
     elif missing:
-        raise UserError(f"there are no demonstrations at {path}: no such folder")
+        raise UserError(
+            f"there are no demonstrations at {path}: no such folder; give a folder, or the name of "
+            f"an expert that comes with tether: {', '.join(EXPERTS)}"
+        )
     else:
         raise UserError(
             f"there are no demonstrations at {path}: expected a folder written by `tether evaluate "

@@ -30,6 +30,10 @@ STUDIES: dict[str, Study] = {
         "variance of the policy gradient under each of the lecture's weights",
         "tether.studies.variance:command",
     ),
+    "lambda": Study(
+        "bias and variance of generalized advantage estimation (Schulman et al. 2016)",
+        "tether.studies.gae_lambda:command",
+    ),
     "cliff": Study(
         "steps too large and too small: plain gradient against trust region",
         "tether.studies.cliff:command",

@@ -88,10 +88,16 @@ def values(table: Table, policy: np.ndarray, gamma: float) -> tuple[np.ndarray, 
     return v, table.reward + gamma * table.follows @ v
 
 
+def discounted_visits(table: Table, policy: np.ndarray, gamma: float) -> np.ndarray:
+    """Expected sum over t of gamma^t [s_t = s], (S,)."""
+    follows = np.einsum("sa,sat->st", policy, table.follows)
+    visits: np.ndarray = np.linalg.solve(np.eye(len(table.start)) - gamma * follows.T, table.start)
+    return visits
+
+
 def true_gradient(table: Table, policy: np.ndarray, gamma: float) -> np.ndarray:
     """dJ/dlogits, (S, A): sum_s d(s) pi(a|s) A(s, a), d the discounted visits of a state."""
-    follows = np.einsum("sa,sat->st", policy, table.follows)
-    visits = np.linalg.solve(np.eye(len(table.start)) - gamma * follows.T, table.start)
+    visits = discounted_visits(table, policy, gamma)
     v, q = values(table, policy, gamma)
     gradient: np.ndarray = visits[:, None] * policy * (q - v[:, None])
     return gradient
@@ -140,6 +146,19 @@ def sample(table: Table, policy: np.ndarray, episodes: int, rng: np.random.Gener
         state = np.where(alive, table.state[state, action, outcome], state)
         alive = alive & ~ended
     return Episodes(*(np.stack(column) for column in zip(*steps, strict=True)))
+
+
+def score_sums(
+    policy: np.ndarray, state: np.ndarray, action: np.ndarray, weight: np.ndarray
+) -> np.ndarray:
+    """Sum over t of weight grad log pi(a_t|s_t), (E, S, A); grad log pi = 1_a - pi(.|s)."""
+    episodes, (states, actions) = state.shape[1], policy.shape
+    episode = np.broadcast_to(np.arange(episodes), state.shape)
+    place = (episode * states + state) * actions + action
+    flat = np.bincount(place.ravel(), weight.ravel(), episodes * states * actions)
+    sums = flat.reshape(episodes, states, actions)
+    scores: np.ndarray = sums - sums.sum(-1, keepdims=True) * policy
+    return scores
 
 
 def _drawn(cumulative: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -41,6 +41,7 @@ from tether.studies.finite_mdp import (
     best_return,
     half_way,
     sample,
+    score_sums,
     softmax,
     table_of,
     true_gradient,
@@ -106,21 +107,8 @@ def gradients(
     for name, weight in weights.items():
         # The whole return already counts rewards from the episode's first step.
         discounted = weight if name == "return" else later * weight
-        found[name] = _score_sums(policy, state, action, np.where(alive, discounted, 0.0))
+        found[name] = score_sums(policy, state, action, np.where(alive, discounted, 0.0))
     return found
-
-
-def _score_sums(
-    policy: np.ndarray, state: np.ndarray, action: np.ndarray, weight: np.ndarray
-) -> np.ndarray:
-    """Sum over t of weight grad log pi(a_t|s_t), (E, S, A); grad log pi = 1_a - pi(.|s)."""
-    sums = np.zeros((state.shape[1], *policy.shape))
-    episode = np.broadcast_to(np.arange(state.shape[1]), state.shape)
-    np.add.at(sums, (episode, state, action), weight)
-    visits = np.zeros(sums.shape[:2])
-    np.add.at(visits, (episode, state), weight)
-    scores: np.ndarray = sums - visits[:, :, None] * policy
-    return scores
 
 
 def measure(settings: Mapping[str, Any], place: Path) -> Result:

@@ -26,6 +26,7 @@ from tether.control.compilation import share
 from tether.control.demonstrations import load_demonstrations
 from tether.control.device import jit, on_cpu
 from tether.control.evaluation import evaluate
+from tether.control.experts import EXPERTS, expert_named
 from tether.control.optimizer import adam, descend, moments_from_state, moments_to_state
 from tether.control.parameters import (
     PolicyParameters,
@@ -45,7 +46,7 @@ class BCConfig(PolicyConfig):
 
     demonstrations: Path | None = None
     """The folder of demonstrations: one that `tether evaluate RUN --record DIR` wrote, or a Minari
-    dataset."""
+    dataset; or cartpole-expert, the demonstrations that come with tether."""
     minibatch_size: int = Field(64, ge=1)
     """Pairs in a gradient step (usual: 32 to 1024)."""
     learning_rate: float = Field(1e-3, gt=0)
@@ -67,7 +68,9 @@ class BCConfig(PolicyConfig):
     @classmethod
     def _from_anywhere(cls, path: Path | None) -> Path | None:
         # A run may be resumed from another folder than it was started in.
-        return None if path is None else path.expanduser().resolve()
+        if path is None or expert_named(path):
+            return path
+        return path.expanduser().resolve()
 
 
 class Pairs(NamedTuple):
@@ -100,7 +103,8 @@ class BehaviourCloning(PolicyLearner):
         if config.demonstrations is None:
             raise UserError(
                 "bc learns from demonstrations and was given none; give --demonstrations PATH, a "
-                "folder of `tether evaluate RUN --record DIR` or a Minari dataset"
+                "folder of `tether evaluate RUN --record DIR` or a Minari dataset, or "
+                f"--demonstrations {EXPERTS[0]}, which comes with tether"
             )
         given = load_demonstrations(config.demonstrations, self.spec.source_space, self.spec.head)
         self._fingerprint = hashlib.sha256(b"".join(a.tobytes() for a in given)).hexdigest()
