@@ -59,7 +59,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         sinks=(),
     )
     spec = json.loads((made["policy"] / "run.json").read_text())["spec"]
-    Run.create(made["new"], method="ppo", config={}, spec=spec).close()
+    Run.create(made["new"], engine="control", method="ppo", config={}, spec=spec).close()
     Run.create(made["pretraining"], method="pretraining", config={}, spec={"seed": 0}).close()
     return made
 
@@ -86,7 +86,7 @@ def test_every_mistake_is_one_line_and_leaves_nothing(
         ((policy, "--to", "gguf", "--out", out), "holds a policy for an environment; expected hf"),
         ((policy, "--to", "pdf", "--out", out), "hf"),
         ((runs["new"], "--to", "onnx", "--out", out), "has no checkpoint yet, so there is nothing"),
-        ((runs["pretraining"], "--to", "hf", "--out", out), "is one of pretraining"),
+        ((runs["pretraining"], "--to", "hf", "--out", out), "was trained by pretraining"),
         ((policy, "--to", "onnx"), "--out is required"),
         ((policy, "--out", out), "--to is required"),
         ((policy, "--to", "onnx", "--out", out.with_suffix(".onnx")), "looks like a file"),

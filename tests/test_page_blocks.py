@@ -15,6 +15,7 @@ import pytest
 from sybil.document import Document
 from sybil.parsers.myst import PythonCodeBlockParser, SkipParser
 
+import tether
 from tether.learning.engine import Engine
 
 MOST_STEPS = 2048
@@ -28,6 +29,23 @@ def examples_of(page: Path) -> list[Any]:
 
 
 WITH_BLOCKS = [page for page in PAGES if examples_of(page)]
+
+
+def runs_of_the_export_page() -> None:
+    """What the commands of the page make, with small budgets."""
+    rows = [{"prompt": f"The film {i}", "chosen": " is good.", "rejected": " is"} for i in range(8)]
+    small = {"model": "tiny", "total_steps": 8, "batch_size": 4, "sinks": ()}
+    answers = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
+    tether.train("sft", data=answers, out="runs/sft", **small)
+    tether.train("dpo", data=rows, lora=2, out="runs/dpo", **small)
+    tether.train("ppo", env="CartPole-v1", out="runs/cartpole", sinks=())
+    tether.export("runs/dpo", to="hf", out="models/dpo")
+    tether.export("runs/dpo", to="gguf", out="models/dpo-gguf")
+    tether.export("runs/cartpole", to="onnx", out="models/cartpole")
+    tether.export("runs/cartpole", to="hf", out="models/cartpole-hub", episodes=0)
+
+
+BEFORE = {"export.md": runs_of_the_export_page}
 
 
 @pytest.mark.parametrize("page", WITH_BLOCKS, ids=lambda page: page.name)
@@ -49,6 +67,7 @@ def test_the_python_blocks_of_a_page_run(
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_envs", raising=False)
+    BEFORE.get(page.name, lambda: None)()
     for example in examples_of(page):
         example.evaluate()
 

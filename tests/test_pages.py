@@ -9,6 +9,7 @@ import json
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -58,6 +59,7 @@ BUDGETS = {
     "train bc": {"--evaluation-episodes": "1"},
     "train cem": {"--total-steps": "1000", "--population": "8"},
     "resume": {"--total-steps": "4096"},
+    "resume runs/mine": {"--total-steps": "8"},
     "evaluate": {"--episodes": "2"},
     "evaluate runs/cheetah": {"--episodes": "1"},
     "generate": {"--max-new-tokens": "8"},
@@ -97,6 +99,7 @@ FILES = {
     "verdicts.jsonl": VERDICTS,
     "prompts.jsonl": PROMPTS,
     "answers.jsonl": ANSWERS,
+    "mine.jsonl": PROMPTS,
 }
 """Data of the reader's own, in every page's folder."""
 
@@ -105,6 +108,15 @@ import gymnasium
 from gymnasium.envs.classic_control import CartPoleEnv
 
 gymnasium.register("Homing-v0", CartPoleEnv, max_episode_steps=100)
+"""
+
+REWARDS = """
+def says(prompts, completions, **columns):
+    return [float("good" in completion) for completion in completions]
+
+
+def short(prompts, completions):
+    return [-float(len(completion)) for completion in completions]
 """
 
 SFT = "tether sft --model tiny --data answers.jsonl --out runs/sft"
@@ -209,6 +221,8 @@ def test_the_commands_of_a_page(
     for name, rows in FILES.items():
         Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     Path("my_envs.py").write_text(MY_ENVS, encoding="utf-8")
+    Path("rewards.py").write_text(REWARDS, encoding="utf-8")
+    monkeypatch.delitem(sys.modules, "rewards", raising=False)
     text = page.read_text(encoding="utf-8")
     # A page shows what is in a file right above the block of it: `name.toml`:
     for name, content in re.findall(r"`([\w-]+\.toml)`[^`]*```toml\n(.*?)^```$", text, re.M | re.S):

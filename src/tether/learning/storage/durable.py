@@ -43,20 +43,14 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
 def check_new_file(path: Path) -> None:
     """Checks that a file can be made, before the work begins whose result it will hold.
 
-    The folder is made if it is missing.
-
     Raises:
         RunError: there is such a file already, or none can be written there.
     """
     if path.exists():
         raise RunError(f"there is a file {path} already; choose another --out")
-    probe = path.with_name(path.name + TEMPORARY_SUFFIX)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise write_error(path, error) from error
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise RunError(f"cannot write {path}: {there} is no folder that can be written to")
 
 
 def write_json(path: Path, content: Mapping[str, Any], *, indent: int | None = 1) -> None:
