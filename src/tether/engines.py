@@ -94,4 +94,4 @@ def engine_of_run(run: str | Path) -> Engine[Any, Any]:
 
 
 def _is_ours(base: type) -> bool:
-    return base.__module__.startswith("tether.") and base.__module__.count(".") >= 1
+    return base.__module__.startswith("tether.")

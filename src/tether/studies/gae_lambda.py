@@ -46,7 +46,7 @@ from tether.studies.finite_mdp import (
     values,
 )
 from tether.studies.trials import Result, Trial, run_trials
-from tether.studies.variance import POLICIES, ROWS
+from tether.studies.variance import POLICIES, ROWS, titles_of
 
 BATCHES: Final = (16, 256, 4096)
 """Episodes in a gradient, for which the table has the best lambda."""
@@ -174,12 +174,7 @@ def run(config: LambdaConfig, out: Path, *, workers: int = 2) -> dict[str, Any]:
         for name in POLICIES
     ]
     results = run_trials(trials, out, workers=workers)
-    titles = {
-        f"{name}-{cost:g}": f"{label}, "
-        + (f"a step costs {cost:g}" if cost else "reward at the goal")
-        for cost in config.step_costs
-        for name, label in POLICIES.items()
-    }
+    titles = titles_of(config.step_costs)
     found = {
         "settings": config.dump(),
         "titles": titles,

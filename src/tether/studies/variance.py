@@ -176,12 +176,7 @@ def run(config: VarianceConfig, out: Path, *, workers: int = 2) -> dict[str, Any
         for name in POLICIES
     ]
     results = run_trials(trials, out, workers=workers)
-    titles = {
-        f"{name}-{cost:g}": f"{label}, "
-        + (f"a step costs {cost:g}" if cost else "reward at the goal")
-        for cost in config.step_costs
-        for name, label in POLICIES.items()
-    }
+    titles = titles_of(config.step_costs)
     found = {
         "settings": config.dump(),
         "titles": titles,
@@ -191,6 +186,16 @@ def run(config: VarianceConfig, out: Path, *, workers: int = 2) -> dict[str, Any
     write_json(out / "variance.json", found)
     draw(found, out / "variance.png")
     return found
+
+
+def titles_of(step_costs: Sequence[float]) -> dict[str, str]:
+    """What each trial of a policy at a step cost is called in a figure, by the trial's name."""
+    return {
+        f"{name}-{cost:g}": f"{label}, "
+        + (f"a step costs {cost:g}" if cost else "reward at the goal")
+        for cost in step_costs
+        for name, label in POLICIES.items()
+    }
 
 
 def needed(results: Mapping[str, Result]) -> dict[str, dict[str, float]]:

@@ -36,7 +36,7 @@ from tether.language.runtime.out_of_memory import explaining_out_of_memory
 from tether.language.runtime.paths import expanded, is_file, lasting
 from tether.language.runtime.processes import Leader, follow, join, processes
 from tether.learning.config import Config
-from tether.learning.engine import Engine, Prepared, Trained
+from tether.learning.engine import Engine, Prepared, Trained, check_total_steps
 from tether.learning.learner import HasOrigins, Learner, Metrics
 from tether.learning.methods import check_learner_class
 from tether.learning.run import Run
@@ -161,8 +161,8 @@ class LanguageEngine(Engine[LanguageLearner, TrainedModel]):
         setup = Setup.load({**named, "data": _name_of(data)}, source="setup")
         if not (math.isfinite(epochs) and epochs > 0):
             raise UserError(f"epochs is {epochs}; expected above 0")
-        if total_steps is not None and total_steps < 1:
-            raise UserError(f"total_steps is {total_steps}; expected at least 1")
+        if total_steps is not None:
+            check_total_steps(total_steps)
         config, rewards = recorded_in(config, rewards, data, given or {})
         about = self.about(name, kind)
         join()
