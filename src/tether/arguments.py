@@ -1,4 +1,4 @@
-"""Command-line arguments from typed settings, by tyro, with mistakes told in one line."""
+"""Command-line arguments from typed settings, by tyro, with one line for each mistake."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Nothing heavy is imported before a subcommand is chosen, so `tether --help` answers at once.
 
-Exit codes: 0 done; 2 the user's mistake, told in one line; 130 interrupted, checkpoint saved;
+Exit codes: 0 done; 2 the user's mistake, explained in one line; 130 interrupted, checkpoint saved;
 1 anything else, with its traceback.
 """
 

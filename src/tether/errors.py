@@ -1,4 +1,4 @@
-"""Errors a user can mend, and the one way a run ends early on purpose.
+"""Errors a user can correct, and the one way a run ends early on purpose.
 
 The command line prints a :class:`UserError` as one line and exits with code 2, exits with code 130
 on :class:`Interrupted`; anything else is a defect of tether and keeps its traceback.
@@ -6,7 +6,10 @@ on :class:`Interrupted`; anything else is a defect of tether and keeps its trace
 
 
 class UserError(ValueError):
-    """A mistake in what the user asked for: the message names the value, what fits, the mend."""
+    """A mistake in what the user asked for.
+
+    The message names the value, what was expected and how to correct it.
+    """
 
 
 class RunError(UserError):

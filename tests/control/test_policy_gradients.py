@@ -186,7 +186,7 @@ def test_a_fixed_beta_stays(fixed: bool) -> None:
     learner = on_chain("ppo-kl", beta=3.0, **settings)
     data = batch(learner.collector.collect(32))
     # No update in between: the policy has not moved, which is too little.
-    assert learner.settle(data, learner.leash(data)) == {
+    assert learner.adapt(data, learner.old_policy(data)) == {
         "policy/kl": pytest.approx(0.0, abs=1e-6),
         "policy/beta": 3.0,
     }

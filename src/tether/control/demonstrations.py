@@ -239,10 +239,10 @@ def _checked(path: str | Path, pairs: Demonstrations, head: ActionHead) -> Demon
     stored = head.from_environment(action)
     if isinstance(head.space, gym.spaces.Box):
         # Recorders round: a bound in float64 and its action in float32 may differ in the last bit.
-        room = 1e-5 * (1 + np.abs(action))
-        bad = ((action < head.space.low - room) | (action > head.space.high + room)).reshape(
-            len(action), -1
-        )
+        tolerance = 1e-5 * (1 + np.abs(action))
+        bad = (
+            (action < head.space.low - tolerance) | (action > head.space.high + tolerance)
+        ).reshape(len(action), -1)
         if bad.any():
             row = int(np.argwhere(bad)[0, 0])
             raise UserError(

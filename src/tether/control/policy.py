@@ -216,7 +216,7 @@ class Policy:
         """The action for `observation`.
 
         Unlike `predict` of Stable-Baselines3 it returns the action alone, without a recurrent
-        state, takes the most probable action unless told otherwise, and samples from a generator of
+        state, takes the most probable action by default, and samples from a generator of
         the caller's; :func:`tether.as_sb3` is the other way around.
 
         Args:

@@ -245,7 +245,8 @@ def check_same_policy(theirs: PolicySpec, ours: PolicySpec) -> None:
     """Raise unless a policy of `theirs` can go on as one of `ours`.
 
     Raises:
-        UserError: spaces, network or normalization differ; the message names both and the mend.
+        UserError: spaces, network or normalization differ; the message names both and says what
+            to change.
     """
     for name, other, own in (
         ("observation space", theirs.source_space, ours.source_space),

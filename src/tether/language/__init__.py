@@ -2,5 +2,5 @@
 
 import os
 
-# Before the Hugging Face hub is imported anywhere: nobody is told what a user does here.
+# Before the Hugging Face hub is imported anywhere: it must not report what a user does.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

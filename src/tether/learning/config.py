@@ -176,8 +176,8 @@ def _problem(model: type[BaseModel], problem: ErrorDetails) -> str:
     if problem["type"] == "extra_forbidden":
         known = _known_keys(model, location[:-1])
         close = difflib.get_close_matches(str(location[-1]), known, n=1)
-        mend = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
-        return f"unknown key {key!r}; {in_tethers_words(str(location[-1]), known) or mend}"
+        advice = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+        return f"unknown key {key!r}; {in_tethers_words(str(location[-1]), known) or advice}"
     if problem["type"] == "missing":
         return f"the required key {key!r} is missing"
     message = problem["msg"]

@@ -1,4 +1,4 @@
-"""The one loop: iterate, write, checkpoint, until done or told to stop."""
+"""The one loop: iterate, write, checkpoint, until done or asked to stop."""
 
 import logging
 import time

@@ -220,7 +220,7 @@ class Run:
             The last iteration's metrics; empty if there was nothing left to do.
 
         Raises:
-            Interrupted: after SIGINT or SIGTERM; a line on stderr told how to go on.
+            Interrupted: after SIGINT or SIGTERM; a line on stderr has said how to go on.
             RunError: the folder is in use, has progress that was not resumed, or cannot be
                 written (disk full); the last good checkpoint stays.
             UserError: a bad argument, or what the learner raised; the last good checkpoint stays.

@@ -61,8 +61,8 @@ def find_study(name: str) -> Callable[[Sequence[str]], None]:
     """
     if name not in STUDIES:
         close = difflib.get_close_matches(name, STUDIES, n=1)
-        mend = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(STUDIES)}"
-        raise UserError(f"unknown study {name!r}; {mend}")
+        advice = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(STUDIES)}"
+        raise UserError(f"unknown study {name!r}; {advice}")
     module, function = STUDIES[name].function.split(":")
     found: Callable[[Sequence[str]], None] = getattr(importlib.import_module(module), function)
     return found

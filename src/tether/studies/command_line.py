@@ -28,7 +28,7 @@ def carry_out(
     """`tether study NAME`: runs the study, shows what it found, and says where it lies.
 
     Args:
-        name: of the study; its folder is ``runs/NAME`` unless told otherwise.
+        name: of the study; its folder is ``runs/NAME`` by default.
         summary: what the help begins with.
         config: the study's settings, each an option.
         run: (settings, out), and `workers` if there are any, to a JSON-able result.

@@ -14,7 +14,7 @@ def study(arguments: Sequence[str]) -> None:
 
     Raises:
         UserError: no such study, or whatever the study finds to be the user's mistake.
-        Interrupted: Ctrl-C or SIGTERM; a line on stderr told how to go on.
+        Interrupted: Ctrl-C or SIGTERM; a line on stderr has said how to go on.
     """
     if not arguments:
         raise UserError(f"study needs a name; known: {', '.join(STUDIES)}")

@@ -32,7 +32,7 @@ ROWS: Final = 64
 
 
 class SentimentConfig(Config):
-    """What every study on this ground can be told; the defaults fit ``tiny`` on two cores."""
+    """The settings that these studies share; the defaults fit ``tiny`` on two cores."""
 
     model: str = "tiny"
     """The base model: tiny, smollm2-135m-instruct, a folder, or an id of the Hugging Face hub."""

@@ -11,9 +11,9 @@ Every weight w gives the same gradient in expectation:
     advantage       A(s_t, a_t) = Q - V, exact
 
 The ground is a Gymnasium environment with a table of transitions (FrozenLake), so Q, V and the true
-gradient are solved for, and both bias and variance can be told exactly: once with its one reward at
-the goal, once with a cost of every step. The policy is a softmax over a table of logits; it is
-measured untrained, and half-way to the best.
+gradient are solved for, and both bias and variance can be computed exactly: once with its one
+reward at the goal, once with a cost of every step. The policy is a softmax over a table of logits;
+it is measured untrained, and half-way to the best.
 
 Source:
     Sutton et al., "Policy gradient methods" (2000), theorem 1; Schulman et al., "High-Dimensional

@@ -140,7 +140,7 @@ def _flatten(source_space: Space, target: spaces.Box, observation: Any) -> Array
 
 
 def observation_problem(space: Space, value: Any, name: str = "the observation") -> str | None:
-    """What is wrong with an observation, in one line, or None when its space tells the truth.
+    """What is wrong with an observation, in one line, or None when it fits its space.
 
     Shapes, keys and kinds of numbers are checked. Bounds of a Box are not (many environments
     exceed them a little), nor is NaN. A float64 for a promised float32 passes: the same kind of

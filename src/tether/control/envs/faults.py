@@ -22,7 +22,7 @@ def environment_fault(name: str, method: str, error: Exception) -> UserError:
 
     Returns:
         `error` itself where it is one line of tether's already; else one line with the exception
-        and the file and line, in the user's code where that can be told.
+        and the file and line, in the user's code where that is known.
     """
     if isinstance(error, UserError):
         return error

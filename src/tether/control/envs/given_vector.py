@@ -1,7 +1,7 @@
 """A vector environment of the user's own behind the vector protocol.
 
 Gymnasium's vector environments begin the next episode in one of three ways (its `AutoresetMode`):
-in the step that follows an end, in the same step, or when they are told to. Here every end is
+in the step that follows an end, in the same step, or when they are asked to. Here every end is
 followed by a reset within the same step, and the true last observation is kept.
 
 Those that can reset some of their environments with seeds (``options={"reset_mask": ...}``, as

@@ -114,7 +114,7 @@ def make(
 
 
 def make_one(env_id: str, **env_kwargs: Any) -> Env:
-    """One Gymnasium environment by its id, whose mistakes are told as :func:`make` tells them.
+    """One Gymnasium environment by its id, with the same errors as :func:`make`.
 
     Args:
         env_id: an id, also ``"module:EnvId"``.
@@ -306,7 +306,7 @@ def _quiet_models(entry_points: list[str]) -> Iterator[None]:
     """Keep MuJoCo from writing MUJOCO_LOG.TXT about Gymnasium's own model files.
 
     Gymnasium's HalfCheetah model uses an attribute that MuJoCo 4 calls deprecated, which no user
-    can mend. Whatever else MuJoCo says while loading becomes a Python warning.
+    can change. Whatever else MuJoCo says while loading becomes a Python warning.
     """
     if not any("gymnasium.envs.mujoco" in entry for entry in entry_points):
         yield

@@ -106,7 +106,7 @@ class Minibatch(NamedTuple):
 
 
 def clipped(
-    config: PPOConfig, spec: PolicySpec, seen: Minibatch, leash: None
+    config: PPOConfig, spec: PolicySpec, seen: Minibatch, old_policy: None
 ) -> tuple[Array, dict[str, Array]]:
     """E[min(r A, clip(r, 1 - epsilon, 1 + epsilon) A)], or E[r A] where epsilon is none."""
     log_ratio = seen.log_ratio
@@ -122,7 +122,7 @@ class PPO(OnPolicyLearner):
     """PPO-clip on a vector environment.
 
     Another PPO overrides `objective`, which is compiled into the update, and, where its objective
-    needs to know the old policy, `leash` before the update and `settle` after it.
+    needs to know the old policy, `old_policy` before the update and `adapt` after it.
     """
 
     config: ProximalConfig
@@ -175,20 +175,20 @@ class PPO(OnPolicyLearner):
         config = self.config
         rate = np.float32(config.learning_rate * (1 - self.progress * config.anneal))
         data = batch(rollout)
-        leash = self.leash(data)
+        old_policy = self.old_policy(data)
         actor_order, critic_order = self._minibatches(), self._minibatches()
         estimates: list[Future[Estimate]] = [Future() for _ in range(config.epochs)]
         critic = self._critic_thread.submit(
             self._update_critic, data, critic_order, rate, estimates
         )
-        actor_metrics = self._update_actor(data, actor_order, rate, estimates, leash)
+        actor_metrics = self._update_actor(data, actor_order, rate, estimates, old_policy)
         critic_metrics = critic.result()
         self.policy.parameters = self.actor
         return {
             **actor_metrics,
             **critic_metrics,
             "optimizer/learning_rate": float(rate),
-            **self.settle(data, leash),
+            **self.adapt(data, old_policy),
         }
 
     @property
@@ -197,12 +197,12 @@ class PPO(OnPolicyLearner):
         target = getattr(self.config, "target_kl", None)
         return None if target is None else 1.5 * target
 
-    def leash(self, data: Data) -> Any:
+    def old_policy(self, data: Data) -> Any:
         """What `objective` needs to know of the old policy; arrays, or None."""
         return None
 
-    def settle(self, data: Data, leash: Any) -> Metrics:
-        """What is left to do, and to tell, once the policy has moved."""
+    def adapt(self, data: Data, old_policy: Any) -> Metrics:
+        """Adapts the settings that follow the policy's step, and measures it."""
         return {}
 
     def method_state(self) -> State:
@@ -236,7 +236,7 @@ class PPO(OnPolicyLearner):
         order: np.ndarray,
         rate: np.float32,
         estimates: list[Future[Estimate]],
-        leash: Any,
+        old_policy: Any,
     ) -> Metrics:
         step, limit = self._compiled, self.largest_kl
         old_log_prob, first_ratio = step.old_log_prob(self.actor, data, order[0])
@@ -250,7 +250,7 @@ class PPO(OnPolicyLearner):
                 advantage,
                 order[epoch],
                 rate,
-                leash,
+                old_policy,
             )
             metrics = jax.block_until_ready(metrics)  # type: ignore[no-untyped-call]
             # The critic has a loss of its own, so its epochs go on, as in Spinning Up.
@@ -315,10 +315,17 @@ def compiled(
         return pi, pi.log_prob(data.action[rows]) - old[rows]
 
     def actor_loss(
-        actor: PolicyParameters, data: Data, old: Array, advantage: Array, rows: Array, leash: Any
+        actor: PolicyParameters,
+        data: Data,
+        old: Array,
+        advantage: Array,
+        rows: Array,
+        old_policy: Any,
     ) -> tuple[Array, dict[str, Array]]:
         pi, ratio = log_ratio(actor, data, old, rows)
-        gain, metrics = objective(config, spec, Minibatch(pi, ratio, advantage[rows], rows), leash)
+        gain, metrics = objective(
+            config, spec, Minibatch(pi, ratio, advantage[rows], rows), old_policy
+        )
         entropy = jnp.mean(pi.entropy())
         metrics = {
             "policy/objective": gain,
@@ -346,12 +353,12 @@ def compiled(
         advantage: Array,
         order: Array,
         rate: Array,
-        leash: Any = None,
+        old_policy: Any = None,
     ) -> tuple[PolicyParameters, Any, dict[str, Array]]:
         advantage = objectives.normalize_advantage(advantage)
 
         def step(carry: Any, rows: Array) -> Any:
-            loss = lambda p: actor_loss(p, data, old, advantage, rows, leash)  # noqa: E731
+            loss = lambda p: actor_loss(p, data, old, advantage, rows, old_policy)  # noqa: E731
             actor, moments, metrics, norm = descend(optimizer, loss, carry[0], carry[1], rate)
             return (actor, moments), {**metrics, "policy/gradient_norm": norm}
 

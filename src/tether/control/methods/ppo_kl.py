@@ -51,8 +51,8 @@ class PPOKLConfig(ProximalConfig):
     10)."""
 
 
-class Leash(NamedTuple):
-    """The old policy's distribution in every state of the batch, and the price of leaving it."""
+class OldPolicy(NamedTuple):
+    """The old policy's distribution in every state of the batch, and the KL coefficient."""
 
     outputs: Array  # (M, outputs) of the network
     log_std: Array
@@ -60,18 +60,18 @@ class Leash(NamedTuple):
 
 
 def penalized(
-    config: PPOKLConfig, spec: PolicySpec, seen: Minibatch, leash: Leash
+    config: PPOKLConfig, spec: PolicySpec, seen: Minibatch, old_policy: OldPolicy
 ) -> tuple[Array, dict[str, Array]]:
     """E[r A - beta KL(pi_old || pi_theta)]."""
-    old: Any = spec.head.distribution(leash.outputs[seen.rows], leash.log_std)
+    old: Any = spec.head.distribution(old_policy.outputs[seen.rows], old_policy.log_std)
     objective = objectives.kl_penalized_surrogate(
-        seen.log_ratio, seen.advantage, old.kl(seen.pi), leash.beta
+        seen.log_ratio, seen.advantage, old.kl(seen.pi), old_policy.beta
     )
     return objective, {}
 
 
 class PPOKL(PPO):
-    """PPO that pays for every nat it moves, at a price that follows its target."""
+    """PPO with a KL penalty whose coefficient adapts to a target divergence."""
 
     config: PPOKLConfig
     config_class: ClassVar[type[OnPolicyConfig]] = PPOKLConfig
@@ -96,13 +96,13 @@ class PPOKL(PPO):
         self.beta = self.config.beta
         self._measure = compiled_measure(self.config, self.spec)
 
-    def leash(self, data: Data) -> Leash:
+    def old_policy(self, data: Data) -> OldPolicy:
         outputs = self._measure.outputs(self.actor, data.observation)
-        return Leash(outputs, self.actor.log_std, np.float32(self.beta))
+        return OldPolicy(outputs, self.actor.log_std, np.float32(self.beta))
 
-    def settle(self, data: Data, leash: Leash) -> Metrics:
+    def adapt(self, data: Data, old_policy: OldPolicy) -> Metrics:
         config, beta = self.config, self.beta
-        kl = float(self._measure.kl(self.actor, data.observation, leash))
+        kl = float(self._measure.kl(self.actor, data.observation, old_policy))
         if not config.fixed_beta:
             # Once an iteration, by what the whole update did: minibatch by minibatch the rule would
             # see the divergence of single steps and drive beta to nothing.
@@ -120,10 +120,10 @@ class PPOKL(PPO):
 
 
 class Measure(NamedTuple):
-    """What the compiled update does not tell: the old policy, and how far the new one is."""
+    """What the compiled update does not return: the old policy, and how far the new one is."""
 
     outputs: Callable[[PolicyParameters, Array], Array]
-    kl: Callable[[PolicyParameters, Array, Leash], Array]
+    kl: Callable[[PolicyParameters, Array, OldPolicy], Array]
 
 
 @share
@@ -133,8 +133,8 @@ def compiled_measure(config: PPOKLConfig, spec: PolicySpec) -> Measure:
     def outputs(actor: PolicyParameters, observation: Array) -> Array:
         return spec.network.apply(actor.network, observation)
 
-    def kl(actor: PolicyParameters, observation: Array, leash: Leash) -> Array:
-        old: Any = spec.head.distribution(leash.outputs, leash.log_std)
+    def kl(actor: PolicyParameters, observation: Array, old_policy: OldPolicy) -> Array:
+        old: Any = spec.head.distribution(old_policy.outputs, old_policy.log_std)
         return jnp.mean(old.kl(spec.distribution(actor, observation)))
 
     return Measure(jit(outputs), jit(kl))

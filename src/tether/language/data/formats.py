@@ -1,4 +1,4 @@
-"""What a row of data means: seven formats, told by their columns and checked row by row.
+"""What a row of data means: seven formats, recognized by their columns and checked row by row.
 
 ========================  ============================================================
 ``messages``              a conversation; every answer of the assistant is learned
@@ -167,7 +167,7 @@ def read_data(
     skip_bad: bool = False,
     longest: int = LONGEST_ROW,
 ) -> Samples:
-    """Finds a data set and tells its format by its columns.
+    """Finds a data set and recognizes its format by its columns.
 
     Args:
         data: ``"movie-reviews"``, or as for :func:`tether.language.data.sources.open_source`.

@@ -24,7 +24,7 @@ from tether.learning.storage.checkpoint import load_checkpoint, save_checkpoint
 
 Groups = Sequence[Sequence[Completion]]
 
-# What a model's configuration tells of its file rather than of its function.
+# What a model's configuration says about its file rather than about its function.
 _OF_NO_ACCOUNT: Final = frozenset(
     {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
 )

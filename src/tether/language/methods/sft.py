@@ -111,7 +111,7 @@ class SFTLearner(RecordLearner[Example]):
             UserError: no token of the batch is to be learned.
             NonFiniteError: the loss or its gradient is NaN or infinite; no parameter has moved.
         """
-        # Where the model started belongs to the first line, or progress could not be told.
+        # Where the model started belongs to the first line, or progress could not be seen.
         before = self._measured("held_out/loss_before") if self._steps == 0 else {}
         began = time.perf_counter()
         rows = self.order.next()

@@ -213,16 +213,16 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     close = difflib.get_close_matches(name.lower(), (TINY, SMOLLM2), n=1, cutoff=0.4)
-    mend = f"did you mean {close[0]!r}?" if close else _names()
+    advice = f"did you mean {close[0]!r}?" if close else _names()
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
     except HFValidationError:
-        raise UserError(f"{short(name)!r} is no folder and no id of the hub; {mend}") from None
+        raise UserError(f"{short(name)!r} is no folder and no id of the hub; {advice}") from None
     # What a network can raise has no common base: requests, urllib3, httpx, the hub's own.
     except Exception as error:
         raise UserError(
             f"{short(name)!r} is no folder here and could not be had from the Hugging Face hub "
-            f"({one_line(error)}); {mend}"
+            f"({one_line(error)}); {advice}"
         ) from error
 
 

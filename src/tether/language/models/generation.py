@@ -56,7 +56,7 @@ def generate(
         on_batch: called with the number of completions that are done, after each batch.
 
     Returns:
-        A completion for each prompt, in order; `finished` tells whether its last token is a stop
+        A completion for each prompt, in order; `finished` says whether its last token is a stop
         token.
 
     Raises:

@@ -61,7 +61,7 @@ def give_back_holes(backbone: nn.Module, embedding: nn.Module) -> bool:
 
 
 def _middle(backbone: nn.Module) -> list[nn.Module]:
-    """The layer half-way through, if the layers can be told."""
+    """The layer half-way through, if the layers are known."""
     stacks = [module for module in backbone.children() if isinstance(module, nn.ModuleList)]
     layers = max(stacks, key=len, default=nn.ModuleList())
     return [layers[len(layers) // 2]] if len(layers) else []

@@ -1,9 +1,9 @@
 """Layers that remember less: the same numbers forward, and only inputs kept for the way back.
 
 Autograd keeps what every operation took in. A normalization thus keeps its input and what it
-becomes half-way, a gated MLP four arrays of its inner width where two tell the rest. What is made
-again here is cheap beside the matrix products: it costs nothing that can be measured, and saves
-about two fifths of a Llama's activations.
+becomes half-way, a gated MLP four arrays of its inner width where two determine the rest. What is
+made again here is cheap beside the matrix products: it costs nothing that can be measured, and
+saves about two fifths of a Llama's activations.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def prepare(
                 "expected plain or auto"
             )
     else:
-        # Data that cannot be used are told before a model is loaded.
+        # Data that cannot be used are refused before a model is loaded.
         samples = read_data(
             data,
             about.formats,

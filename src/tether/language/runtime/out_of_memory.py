@@ -1,4 +1,4 @@
-"""Running out of memory, told with the settings that mend it."""
+"""Running out of memory, reported with the settings that help."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Processes:
 
     @property
     def leads(self) -> bool:
-        """Whether this process is the one that writes and tells."""
+        """Whether this process is the one that writes and reports."""
         return self.rank == 0
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
@@ -123,7 +123,7 @@ class Processes:
             reason = " ".join(str(error).split())[:120]
             raise RunError(
                 f"process {self.rank} of {self.count} lost the others ({reason}); what ended them "
-                "is told above or below"
+                "is reported above or below"
             ) from error
 
 

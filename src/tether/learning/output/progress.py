@@ -154,7 +154,7 @@ class ProgressLines(_At):
             self._write()
 
     def close(self) -> None:
-        """Writes the last state, unless the last line already told it."""
+        """Writes the last state, unless the last line already showed it."""
         if self._pace.steps != self._shown:
             self._write()
 
@@ -182,7 +182,7 @@ class ProgressBar(_At):
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
         self._pace = _Pace(total, start, metric, unit)
-        # Each column must be told not to read markup: metric names come from learners.
+        # Each column must be set not to read markup: metric names come from learners.
         texts = [
             TextColumn("{task.fields[" + name + "]}", markup=False)
             for name in ("count", "rate", "left", "result")

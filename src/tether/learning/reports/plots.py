@@ -18,7 +18,7 @@ USUAL: Final = ("return/mean", "reward/mean", "reward/accuracy", "held_out/loss"
 
 Band: TypeAlias = Literal["range", "deviation", "interval"]
 
-# Okabe and Ito's palette: told apart in print and by colour-blind readers.
+# Okabe and Ito's palette: distinguishable in print and by colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 

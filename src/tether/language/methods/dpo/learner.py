@@ -203,8 +203,8 @@ class DPOLearner(PreferenceLearner[LabelledRecord]):
             groups = [pairs[place].as_completions() for place in places]
             log_prob, length = self._sums(self.language_model, groups)
             columns = log_prob.shape[1]
-            told = opinion[places, :columns].to(log_prob.dtype) if self._records else None
-            scores = Scores(log_prob, length, told)
+            recorded = opinion[places, :columns].to(log_prob.dtype) if self._records else None
+            scores = Scores(log_prob, length, recorded)
             loss, reward = pair_loss(self.config, scores, labels[places], point)
             if learn:
                 (loss / len(pairs)).backward()  # type: ignore[no-untyped-call]
