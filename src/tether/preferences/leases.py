@@ -149,7 +149,8 @@ def _lease(
 ) -> list[Lease]:
     """Leases those of the queries, now locked, that still have room for one more."""
     ids = [row.id for row in rows]
-    live = dict(connection.execute(_LIVE, {"queries": ids, "now": now}).tuples().all())
+    leased = connection.execute(_LIVE, {"queries": ids, "now": now})
+    live: dict[str, int] = {query: count for query, count in leased}
     free = [row for row in rows if live.get(row.id, 0) < room]
     if not free:
         return []
