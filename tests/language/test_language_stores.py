@@ -39,7 +39,7 @@ def test_a_store_is_data(method: str, store_file: Path, tmp_path: Path) -> None:
         for data in (store_file, pairs)
     ]
     from_store, from_pairs = (measured(one.run) for one in runs)
-    assert from_store == from_pairs and len(from_store) == 2
+    assert from_store == from_pairs and len(from_store) >= 2
 
 
 def measured(run: Path) -> list[dict[str, float]]:

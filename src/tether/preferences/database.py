@@ -277,12 +277,18 @@ def _create_file(path: Path) -> None:
     try:
         engine = _sqlite(temporary)
         try:
-            with engine.execution_options(immediate=True).connect() as connection:
-                # Kept in the file's header, so that whoever opens it has it too.
-                connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-                connection.rollback()
-                with connection.begin():
-                    _create_tables(connection)
+            # Kept in the file's header, so that whoever opens it has it too. Inside a transaction
+            # it would do nothing.
+            raw = engine.raw_connection()
+            (mode,) = raw.cursor().execute("PRAGMA journal_mode=WAL").fetchone()
+            raw.close()
+            if mode != "wal":
+                raise StoreError(
+                    f"cannot make store {path}: its file system has no write-ahead log; choose a "
+                    "folder of a local disk"
+                )
+            with engine.execution_options(immediate=True).begin() as connection:
+                _create_tables(connection)
         finally:
             engine.dispose()
         with contextlib.suppress(FileExistsError):
