@@ -68,11 +68,23 @@ class MujocoVectorEnv:
     """N environments of one MuJoCo v5 task; a :class:`~tether.control.envs.vector.VectorEnv`.
 
     Observations, rewards and flags equal those of N Gymnasium environments bit for bit, resets
-    included, at any number of threads; only `stagger`, which Gymnasium has not, ends episodes
-    elsewhere.
+    included, at any number of threads; only `stagger` and `termination_penalty`, which Gymnasium
+    does not have, end episodes elsewhere.
+
+    Attributes:
+        dt: seconds of one step.
+        episode_limit: steps of a whole episode; `NO_LIMIT` where no time limit cuts it.
+        coordinates: (N, nq + nv), MuJoCo's positions and velocities as they stand, live.
+        positions: nq.
     """
 
-    def __init__(self, env: gymnasium.Env[Any, Any], num_envs: int, threads: int = 1) -> None:
+    def __init__(
+        self,
+        env: gymnasium.Env[Any, Any],
+        num_envs: int,
+        threads: int = 1,
+        termination_penalty: float | None = None,
+    ) -> None:
         """Reproduce a Gymnasium environment N times.
 
         Args:
@@ -80,6 +92,8 @@ class MujocoVectorEnv:
                 environment itself is left alone.
             num_envs: N.
             threads: how many threads step the physics, the caller's included.
+            termination_penalty: None: the task ends episodes. A number: it never does, and each
+                step after which it would have ended one costs so much reward.
 
         Raises:
             UserError: no task of this backend reproduces the environment.
@@ -103,6 +117,11 @@ class MujocoVectorEnv:
         self._substeps: int = inner.frame_skip
         self._physics = task.stepper(inner.model, num_envs, threads)
         self._task = task(inner, self._physics)
+        self._penalty = termination_penalty
+        self.dt = float(inner.dt)
+        self.episode_limit = self._limit
+        self.coordinates: Array = self._physics.coordinates
+        self.positions: int = self._physics.qpos.shape[1]
         self._generators: list[np.random.Generator] = []
         self._elapsed = np.zeros(num_envs, np.int64)
         self._observation = np.zeros((num_envs, *seen.shape))
@@ -133,6 +152,9 @@ class MujocoVectorEnv:
         shortened = self._never
         self._task.observe(observation)
         self._task.score(action, self._reward, self._terminated)
+        if self._penalty is not None:
+            np.subtract(self._reward, self._penalty, out=self._reward, where=self._terminated)
+            self._terminated[...] = False
         self._elapsed += self._one
         np.greater_equal(self._elapsed, self._limits, out=self._truncated)
         np.logical_or(self._terminated, self._truncated, out=self._ended)
