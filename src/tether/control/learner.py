@@ -109,13 +109,17 @@ class OnPolicyLearner(PolicyLearner):
         self._episodes.extend(rollout.episode_returns.tolist(), rollout.episode_lengths.tolist())
         return rollout
 
+    def episodes(self) -> Metrics:
+        """`return/...` and `episode/...` so far."""
+        return self._episodes.metrics()
+
     def iterate(self) -> Metrics:
         """One rollout and one update."""
         self._started = self.steps
         metrics = self.update(self.collect())
         self.iterations += 1
         check_finite(metrics, self.steps, MAY_BE_UNDEFINED)
-        return {**self._episodes.metrics(), **metrics}
+        return {**self.episodes(), **metrics}
 
     def state(self) -> State:
         """Everything that decides the future of the run."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,24 @@ from tether.control.envs.vector import EnvLike, is_vector, make
 from tether.errors import UserError
 from tether.learning.machine import usable_cores
 from tether.learning.run import Run
+
+
+class Task(NamedTuple):
+    """What a method learns in: the environment, and how it differs from the registered one.
+
+    Attributes:
+        env_kwargs: passed to ``gymnasium.make``.
+        termination_penalty: None, or what it costs to reach where an episode would have ended; see
+            :func:`tether.control.envs.make`.
+    """
+
+    env_kwargs: dict[str, Any]
+    termination_penalty: float | None = None
+
+
+def recorded_task(run: Run) -> Task:
+    """The task of a run."""
+    return Task(dict(run.spec["env_kwargs"]), run.spec.get("termination_penalty"))
 
 
 def default_threads() -> int:
@@ -82,5 +100,11 @@ def run_environment(run: Run, env: EnvLike | None, num_envs: int, threads: int |
     """
     source = env if env is not None else recorded_env(run)
     threads = threads if threads is not None else default_threads()
-    given: dict[str, Any] = {} if is_vector(source) else run.spec["env_kwargs"]
-    return make(source, num_envs, threads=threads, **given)
+    task = Task({}) if is_vector(source) else recorded_task(run)
+    return make(
+        source,
+        num_envs,
+        threads=threads,
+        termination_penalty=task.termination_penalty,
+        **task.env_kwargs,
+    )

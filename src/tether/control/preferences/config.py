@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final, Literal
 
-from pydantic import Field, PositiveInt, SerializeAsAny, model_validator
+from pydantic import Field, PositiveInt, SerializeAsAny, ValidationInfo, model_validator
 
 from tether.control.learner import OnPolicyConfig, OnPolicyLearner
 from tether.control.methods import METHODS
@@ -88,6 +88,20 @@ class PreferConfig(Config):
     learn_from: LearnFrom = "comparisons"
     """What the reward model is fitted to: comparisons; or returns, the segments' true sums of
     rewards (an ablation)."""
+    store: bool = False
+    """Also keeps segments and answers in RUN/preferences.sqlite where the teacher is not a person;
+    people's are kept in any case."""
+    oracle_beta: float | None = Field(None, gt=0)
+    """The oracle's rationality per unit of reward: it prefers the first segment with probability
+    sigmoid(beta (its sum - the other's)); always what is better, if none is given."""
+    oracle_gamma: float = Field(1.0, gt=0, le=1)
+    """Below 1 the oracle is myopic: it weighs the last steps of a segment most."""
+    oracle_mistake: float = Field(0.0, ge=0, le=1)
+    """Probability with which the oracle says the opposite."""
+    oracle_skip: float = Field(0.0, ge=0)
+    """The oracle cannot tell if both sums are below this share of the average."""
+    oracle_equal: float = Field(0.0, ge=0)
+    """The oracle calls a tie if the sums differ by less than this share of the average."""
     policy: SerializeAsAny[OnPolicyConfig] = Field(default_factory=OnPolicyConfig)
     """Settings of `policy_method`."""
 
@@ -99,7 +113,7 @@ class PreferConfig(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _with_policy(cls, values: Any) -> Any:
+    def _with_policy(cls, values: Any, info: ValidationInfo) -> Any:
         """Moves what is not its own into `policy`, and checks it there."""
         if not isinstance(values, Mapping):
             return values
@@ -113,7 +127,8 @@ class PreferConfig(Config):
         for name in others:
             if name not in kind.config_class.model_fields:
                 raise ValueError(_unknown(name, [*cls.model_fields, *kind.config_class.model_fields]))
-        return {**own, "policy": kind.config_class.load({**given, **others})}
+        recorded = bool((info.context or {}).get("recorded"))
+        return {**own, "policy": kind.config_class.load({**given, **others}, recorded=recorded)}
 
     @property
     def hidden(self) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ import numpy as np
 
 from tether.control.architectures import PolicyNetwork
 from tether.control.envs import VectorEnv
+from tether.control.envs.vector import EnvLike
 from tether.control.learner import OnPolicyLearner
 from tether.control.policy import Policy, PolicySpec
 from tether.control.policy_learner import check_finite
@@ -33,14 +34,22 @@ from tether.control.preferences.queries import SELECTIONS
 from tether.control.preferences.reward_model import RewardModel
 from tether.control.preferences.schedule import Schedule
 from tether.control.preferences.segments import Cutter, segment_length
-from tether.control.preferences.teachers import HUMAN, check_comparable, teacher_of
+from tether.control.preferences.task import learned_task
+from tether.control.preferences.teachers import (
+    HUMAN,
+    RecordedTeacher,
+    check_comparable,
+    teacher_of,
+)
 from tether.control.rollout import Experience
+from tether.control.run_environment import Task
 from tether.errors import UserError
 from tether.learning.callbacks import BaseCallback, Callback, RunView
 from tether.learning.learner import Learner, Metrics, State
 from tether.learning.seeding import Stream, generator
 from tether.learning.signals import stop_requested
 from tether.preferences.items import Segment
+from tether.preferences.oracle import OracleTeacher
 from tether.preferences.records import Answer, Query
 
 RANDOM_POLICY = "random-policy"
@@ -103,7 +112,7 @@ class Prefer:
         if steps < 1:
             raise UserError("segment_steps is 1; with next_observation expected at least 2")
         self._teacher = teacher_of(teacher, config, seed, env)
-        if config.learn_from == "returns" or getattr(self._teacher, "name", "") == "oracle":
+        if config.learn_from == "returns" or isinstance(self._teacher, OracleTeacher):
             check_comparable(env, seed)
         self.inner: OnPolicyLearner = on_policy_method(config.policy_method)(
             config.policy, env, seed=seed, total_steps=total_steps, initial=initial, network=network
@@ -136,6 +145,11 @@ class Prefer:
         self._keeper: Keeper | None = None
 
     @classmethod
+    def task(cls, config: PreferConfig, env: EnvLike, env_kwargs: Mapping[str, Any]) -> Task:
+        """The task without what would give its reward away; see :mod:`.task`."""
+        return learned_task(config, env, env_kwargs)
+
+    @classmethod
     def environments(cls, config: PreferConfig) -> int:
         """The setting `num_envs` of the on-policy method."""
         return config.policy.num_envs
@@ -163,7 +177,7 @@ class Prefer:
         """One rollout, and but for the untrained policy one update."""
         if self.steps < self.schedule.begin:
             self.inner.collect()
-            return self._metrics({**self.inner.iterated()})
+            return self._metrics(self.inner.episodes())
         if not self._labels_are_there():
             return self._metrics({})
         if self.model.fits == 0 or self.schedule.fits(self.steps) > self._fits:
@@ -288,7 +302,13 @@ class Prefer:
     def _ask_teacher(self, count: int) -> None:
         if count <= 0:
             return
+        if isinstance(self._teacher, RecordedTeacher):
+            if not len(self.data):
+                self._take(self._teacher.recorded[: self.config.labels])
+            return
         queries = self._choose(count)
+        if isinstance(self._teacher, OracleTeacher):
+            self._teacher.reward_per_step = float(self.history.reward.mean())
         answers = self._teacher.answers(queries)
         if self._keeper is not None:
             self._keeper.keep(queries, answers)
@@ -391,9 +411,13 @@ class Prefer:
 
     def _fit(self) -> None:
         first = self.model.fits == 0
+        # What followed the last step of an episode is not in the history.
+        known = ~self.history.done[:-1]
         recent = self._inputs(
-            self.history.observation[:-1], self.history.action[:-1], self.history.observation[1:]
-        ).reshape(-1, self._inputs.width)
+            self.history.observation[:-1][known],
+            self.history.action[:-1][known],
+            self.history.observation[1:][known],
+        )
         epochs = self.config.first_epochs if first else self.config.refit_epochs
         self._fitted = self.model.fit(self.data, epochs, self._fitting, recent, self._block)
         self._fits = self.schedule.fits(self.steps)

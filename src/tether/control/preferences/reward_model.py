@@ -127,7 +127,12 @@ class RewardModel:
         return np.asarray(np.where(mask, outputs, 0.0).sum(axis=-1))
 
     def fit(
-        self, data: Comparisons, epochs: int, rng: np.random.Generator, recent: np.ndarray
+        self,
+        data: Comparisons,
+        epochs: int,
+        rng: np.random.Generator,
+        recent: np.ndarray,
+        block: int = 4096,
     ) -> Metrics:
         """Goes on learning from all comparisons.
 
@@ -137,6 +142,7 @@ class RewardModel:
             rng: shuffles, and drops units out.
             recent: inputs (n, D) of the policy's newest experience, over which outputs are
                 normalized from now on.
+            block: as :meth:`raw` takes it.
 
         Returns:
             Metrics of the last evaluation.
@@ -165,7 +171,7 @@ class RewardModel:
         self.fits += 1
         # Outputs have moved as a whole, so what they were before says nothing of how they lie now.
         self.output_moments = RunningMoments((self.settings.members,))
-        self.output_moments.update(self.raw(recent).astype(float).T)
+        self.output_moments.update(self.raw(recent, block).astype(float).T)
         return metrics
 
     def state(self) -> State:
