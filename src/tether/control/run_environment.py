@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tether.control.envs.protocol import GoesOn
 from tether.control.envs.vector import EnvLike, is_vector, make
 from tether.errors import UserError
 from tether.learning.machine import usable_cores
@@ -19,17 +20,22 @@ class Task(NamedTuple):
 
     Attributes:
         env_kwargs: passed to ``gymnasium.make``.
-        termination_penalty: None, or what it costs to reach where an episode would have ended; see
-            :func:`tether.control.envs.make`.
+        goes_on: how episodes go on that the task would have ended; None: it ends them.
     """
 
     env_kwargs: dict[str, Any]
-    termination_penalty: float | None = None
+    goes_on: GoesOn | None = None
+
+    def record(self) -> dict[str, Any]:
+        """What a run records of it."""
+        goes_on = {} if self.goes_on is None else {"goes_on": self.goes_on._asdict()}
+        return {"env_kwargs": self.env_kwargs, **goes_on}
 
 
 def recorded_task(run: Run) -> Task:
     """The task of a run."""
-    return Task(dict(run.spec["env_kwargs"]), run.spec.get("termination_penalty"))
+    goes_on = run.spec.get("goes_on")
+    return Task(dict(run.spec["env_kwargs"]), None if goes_on is None else GoesOn(**goes_on))
 
 
 def default_threads() -> int:
@@ -105,6 +111,6 @@ def run_environment(run: Run, env: EnvLike | None, num_envs: int, threads: int |
         source,
         num_envs,
         threads=threads,
-        termination_penalty=task.termination_penalty,
+        goes_on=task.goes_on,
         **task.env_kwargs,
     )

@@ -143,14 +143,14 @@ class ControlEngine(Engine[PolicyLearner, TrainedPolicy]):
             env,
             kind.environments(config),
             threads=threads or default_threads(),
-            termination_penalty=task.termination_penalty,
+            goes_on=task.goes_on,
             **task.env_kwargs,
         )
         learner = _build(kind, config, world, seed, total_steps, initial, network, objects)
         spec: dict[str, Any] = {
             "env": env if isinstance(env, str) else None,
             "env_name": world.id,
-            **task._asdict(),
+            **task.record(),
             "preset": preset,
             "policy": learner.spec.to_json(),
             **_record_of(objects),

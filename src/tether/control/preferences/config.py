@@ -12,7 +12,7 @@ from tether.control.learner import OnPolicyConfig, OnPolicyLearner
 from tether.control.methods import METHODS
 from tether.control.networks import Activation
 from tether.control.preferences.queries import Selection
-from tether.control.preferences.reward_model import LearnFrom, RewardSettings
+from tether.control.preferences.reward_model import RewardSettings
 from tether.learning.config import Config, When
 from tether.learning.foreign_names import in_tethers_words
 from tether.learning.methods import find_method
@@ -55,10 +55,12 @@ class PreferConfig(Config):
     queue: int = Field(20, ge=1)
     """Queries that wait for people, beyond what is due, so that nobody waits for a query."""
     termination: Literal["auto", "keep", "penalty"] = "auto"
-    """Whether the task may end episodes, which would give its reward away: penalty (it never does,
-    and what would have ended one costs reward), keep, or auto (penalty where it is possible)."""
+    """Whether the task may end episodes, which would give its reward away: penalty (they go on, and
+    what would have ended them costs reward), keep, or auto (penalty where it is possible)."""
     termination_penalty: float = Field(1.0, ge=0)
     """Reward that each step costs after which the task would have ended an episode."""
+    termination_steps: int = Field(50, ge=1)
+    """After so many of these steps the episode is cut, as by a time limit; the paper never cuts."""
     torque_cost: bool = True
     """Keeps the task's cost of torques; the paper removes it."""
     ensemble: int = Field(3, ge=1)
@@ -85,9 +87,10 @@ class PreferConfig(Config):
     """Share of the answers to two segments that the model takes for a coin's toss."""
     next_observation: bool = False
     """Shows the reward model also what followed each step."""
-    learn_from: LearnFrom = "comparisons"
-    """What the reward model is fitted to: comparisons; or returns, the segments' true sums of
-    rewards (an ablation)."""
+    learn_from: Literal["comparisons", "returns", "reward"] = "comparisons"
+    """What the policy learns from: comparisons; returns, a reward model that is fitted to the
+    segments' true sums of rewards (an ablation); or reward, the true reward itself (what the others
+    are measured against)."""
     store: bool = False
     """Also keeps segments and answers in RUN/preferences.sqlite where the teacher is not a person;
     people's are kept in any case."""
@@ -108,6 +111,7 @@ class PreferConfig(Config):
     applies: ClassVar[Mapping[str, When | tuple[When, ...]]] = {
         "candidates": When("queries", ("disagreement", "entropy", "coverage")),
         "termination_penalty": When("termination", ("auto", "penalty")),
+        "termination_steps": When("termination", ("auto", "penalty")),
         "error_share": When("learn_from", "comparisons"),
     }
 
@@ -151,7 +155,7 @@ class PreferConfig(Config):
             l2=self.reward_l2,
             dropout=self.reward_dropout,
             error=self.error_share,
-            learn_from=self.learn_from,
+            regress=self.learn_from == "returns",
         )
 
 

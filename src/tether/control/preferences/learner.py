@@ -89,7 +89,7 @@ class Prefer:
             "lam": 0.97,
             "queries": "disagreement",
             "torque_cost": False,
-            "termination": "auto",
+            "termination_steps": 1_000_000,
         },
     }
 
@@ -112,7 +112,7 @@ class Prefer:
         if steps < 1:
             raise UserError("segment_steps is 1; with next_observation expected at least 2")
         self._teacher = teacher_of(teacher, config, seed, env)
-        if config.learn_from == "returns" or isinstance(self._teacher, OracleTeacher):
+        if config.learn_from != "comparisons" or isinstance(self._teacher, OracleTeacher):
             check_comparable(env, seed)
         self.inner: OnPolicyLearner = on_policy_method(config.policy_method)(
             config.policy, env, seed=seed, total_steps=total_steps, initial=initial, network=network
@@ -178,6 +178,8 @@ class Prefer:
         if self.steps < self.schedule.begin:
             self.inner.collect()
             return self._metrics(self.inner.episodes())
+        if self.config.learn_from == "reward":
+            return self._metrics(self.inner.iterate())
         if not self._labels_are_there():
             return self._metrics({})
         if self.model.fits == 0 or self.schedule.fits(self.steps) > self._fits:
@@ -271,6 +273,8 @@ class Prefer:
         flat = inputs.reshape(-1, self._inputs.width)
         self.model.watch(flat)
         untrained = self.steps < self.schedule.begin
+        if config.learn_from == "reward":
+            return None if untrained else seen.reward
         keep = self.schedule.begin if untrained else config.recent_steps
         keep = max(-(-keep // count), 2 * self._length + self._horizon)
         self.history.add(seen, self.steps, keep)

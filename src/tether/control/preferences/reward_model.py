@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -31,8 +31,6 @@ from tether.control.preferences.comparisons import Comparisons
 from tether.learning.learner import Metrics, State
 
 Array = Any
-
-LearnFrom: TypeAlias = Literal["comparisons", "returns"]
 
 SCAN = 8
 """Gradient steps in one call of the compiled function, so that it is compiled once."""
@@ -58,7 +56,7 @@ class RewardSettings(NamedTuple):
         l2: the initial coefficient of the squared weights; 0: none, for good.
         dropout: share of hidden units that a gradient step leaves out.
         error: share of answers that are taken for a coin's toss.
-        learn_from: "comparisons", or "returns": squared error to the true sums of rewards.
+        regress: fits the sums to the true sums of rewards by least squares, not to the answers.
     """
 
     members: int = 3
@@ -68,7 +66,7 @@ class RewardSettings(NamedTuple):
     l2: float = 1e-4
     dropout: float = 0.0
     error: float = 0.1
-    learn_from: LearnFrom = "comparisons"
+    regress: bool = False
 
 
 class RewardModel:
@@ -209,7 +207,7 @@ class RewardModel:
 
     def _targets(self, data: Comparisons) -> np.ndarray:
         """What the sums should be like, (C, K): labels, or true sums in units of their spread."""
-        if self.settings.learn_from == "returns":
+        if self.settings.regress:
             known = data.returns
             return ((known - known.mean()) / (known.std() + 1e-8)).astype(np.float32)
         return np.repeat(data.label[:, None], data.inputs.shape[1], axis=1)
@@ -306,7 +304,7 @@ def _compiled(settings: RewardSettings) -> _Compiled:
         x = scaled(inputs.reshape(-1, inputs.shape[-1]), mean, inverse)
         rewards = output(network, x, key).reshape(mask.shape)
         sums = jnp.sum(jnp.where(mask, rewards, 0.0), axis=-1)
-        if settings.learn_from == "returns":
+        if settings.regress:
             loss = jnp.mean((sums - target) ** 2, axis=-1)
         elif mask.shape[1] == 2:
             loss = objectives.bradley_terry(
