@@ -21,9 +21,9 @@ NOT_ON_POLICY: Final = ("prefer", "bc", "cem", "actor-critic")
 
 
 class PreferConfig(Config):
-    """Settings of learning from comparisons.
+    """Settings of learning from comparisons; those of the on-policy method are given beside them.
 
-    Settings of `policy_method` are given beside them, and kept in `policy`.
+    The latter are kept in `policy`.
     """
 
     labels: int = Field(700, ge=1)
@@ -166,13 +166,13 @@ def on_policy_method(name: str) -> type[OnPolicyLearner]:
         UserError: no such method.
         ValueError: it is not one of these.
     """
-    kind = None if name in NOT_ON_POLICY else find_method(METHODS, name)
-    if kind is None or not issubclass(kind, OnPolicyLearner):
-        known = ", ".join(known for known in METHODS if known not in NOT_ON_POLICY)
+    known = {each: method for each, method in METHODS.items() if each not in NOT_ON_POLICY}
+    if name in NOT_ON_POLICY:
         raise ValueError(
             f"the method {name} does not learn from rollouts of its own policy, which a learned "
-            f"reward needs; choose one of {known}"
+            f"reward needs; choose one of {', '.join(known)}"
         )
+    kind: type[OnPolicyLearner] = find_method(known, name)
     return kind
 
 

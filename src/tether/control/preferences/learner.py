@@ -111,6 +111,9 @@ class Prefer:
         steps = self._length - config.next_observation
         if steps < 1:
             raise UserError("segment_steps is 1; with next_observation expected at least 2")
+        self._horizon = config.policy.steps_per_iteration // env.num_envs
+        self._block = min(4096, self._horizon * env.num_envs)
+        self.schedule = self._schedule()
         self._teacher = teacher_of(teacher, config, seed, env)
         if config.learn_from != "comparisons" or isinstance(self._teacher, OracleTeacher):
             check_comparable(env, seed)
@@ -118,9 +121,6 @@ class Prefer:
             config.policy, env, seed=seed, total_steps=total_steps, initial=initial, network=network
         )
         self.inner.collector.judge = self._judge
-        self._horizon = config.policy.steps_per_iteration // env.num_envs
-        self._block = min(4096, self._horizon * env.num_envs)
-        self.schedule = self._schedule()
         self.model = RewardModel(
             config.reward_settings, self._inputs.width, generator(seed, Stream.REWARD_WEIGHTS)
         )
