@@ -119,15 +119,20 @@ class Comparisons:
         self.version += 1
         return True
 
-    def order(self, rng: np.random.Generator, steps: int, size: int) -> np.ndarray:
-        """Rows for `steps` minibatches of each member, (steps, M, size), of its own draws only.
+    @property
+    def weights(self) -> np.ndarray:
+        """How often each member learns from each comparison, (M, C).
 
-        A member that has drawn nothing gets all rows.
+        A member that has drawn nothing, of a handful of comparisons, learns from all of them.
         """
+        drawn = self.draws.T
+        return np.where(drawn.any(axis=1, keepdims=True), drawn, 1)
+
+    def order(self, rng: np.random.Generator, steps: int, size: int) -> np.ndarray:
+        """Rows for `steps` minibatches of each member, (steps, M, size), of its own draws only."""
         chosen = []
-        for m in range(self._members):
-            drawn = np.repeat(np.arange(len(self)), self.draws[:, m])
-            drawn = drawn if len(drawn) else np.arange(len(self))
+        for weight in self.weights:
+            drawn = np.repeat(np.arange(len(self)), weight)
             passes = -(-steps * size // len(drawn))
             rows = np.concatenate([rng.permutation(drawn) for _ in range(passes)])
             chosen.append(rows[: steps * size].reshape(steps, size))

@@ -130,7 +130,9 @@ class PreferConfig(Config):
         given = policy.model_dump() if isinstance(policy, Config) else dict(policy)
         for name in others:
             if name not in kind.config_class.model_fields:
-                raise ValueError(_unknown(name, [*cls.model_fields, *kind.config_class.model_fields]))
+                raise ValueError(
+                    _unknown(name, [*cls.model_fields, *kind.config_class.model_fields])
+                )
         recorded = bool((info.context or {}).get("recorded"))
         return {**own, "policy": kind.config_class.load({**given, **others}, recorded=recorded)}
 

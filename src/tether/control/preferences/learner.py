@@ -316,9 +316,7 @@ class Prefer:
         answers = self._teacher.answers(queries)
         if self._keeper is not None:
             self._keeper.keep(queries, answers)
-        self._take(
-            [(one, items) for one, (_, items) in zip(answers, queries, strict=True) if one]
-        )
+        self._take([(one, items) for one, (_, items) in zip(answers, queries, strict=True) if one])
         if not len(self.data):
             raise UserError(
                 f"the teacher {self._teacher.name} has answered none of the first {count} queries; "

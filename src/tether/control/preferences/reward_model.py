@@ -75,7 +75,9 @@ class RewardModel:
     def __init__(self, settings: RewardSettings, width: int, rng: np.random.Generator) -> None:
         """Fresh networks for inputs of `width` numbers."""
         self.settings = settings
-        members = [init_network(rng, (width,), settings.hidden, 1, 0.1) for _ in range(settings.members)]
+        members = [
+            init_network(rng, (width,), settings.hidden, 1, 0.1) for _ in range(settings.members)
+        ]
         self.networks: Network = jax.tree.map(lambda *leaves: np.stack(leaves), *members)
         self._compiled = _compiled(settings)
         self._moments = self._compiled.optimizer.init(self.networks)
@@ -160,7 +162,12 @@ class RewardModel:
             for call in range(calls):
                 rows = slice(call * SCAN, (call + 1) * SCAN)
                 self.networks, self._moments = self._compiled.steps(
-                    self.networks, self._moments, arrays, self.l2, order[rows], keys[rows],
+                    self.networks,
+                    self._moments,
+                    arrays,
+                    self.l2,
+                    order[rows],
+                    keys[rows],
                     *self._scale,
                 )
             if epoch % EVALUATE_EVERY == 0 or epoch == epochs:
@@ -222,7 +229,7 @@ class RewardModel:
             losses.append(np.asarray(loss))
             sums.append(np.asarray(score))
         loss, score = (np.concatenate(x, axis=1)[:, : len(data)] for x in (losses, sums))
-        weight = data.draws.T
+        weight = data.weights
         training = _mean(loss, weight)
         validation = _mean(loss, weight == 0)
         self.l2 = adapted(self.l2, training, validation)
