@@ -49,11 +49,11 @@ def answered(
     return data, weights
 
 
-def fitted(data: Comparisons, epochs: int, settings: RewardSettings = SMALL) -> Any:
+def fitted(data: Comparisons, steps: int, settings: RewardSettings = SMALL) -> Any:
     model = RewardModel(settings, WIDTH, np.random.default_rng(1))
     model.watch(data.inputs[data.mask])
     recent = np.float32(np.random.default_rng(2).standard_normal((500, WIDTH)))
-    metrics = model.fit(data, epochs, np.random.default_rng(3), recent)
+    metrics = model.fit(data, steps, np.random.default_rng(3), recent)
     return model, metrics, recent
 
 
@@ -72,7 +72,7 @@ def test_comparisons_recover_a_linear_reward_up_to_scale(
     items: int, lengths: tuple[int, ...], settings: RewardSettings
 ) -> None:
     data, weights = answered(300, items=items, lengths=lengths)
-    model, _, recent = fitted(data, 12, settings)
+    model, _, recent = fitted(data, 240, settings)
     truth = recent @ weights
     assert spearmanr(model.normalized(model.raw(recent)), truth).statistic > 0.93
     for member in model.raw(recent):
@@ -95,7 +95,7 @@ def test_a_sum_of_predictions_is_a_log_odds() -> None:
         RewardSettings(1, (16,), learning_rate=3e-3, l2=0.0), 1, np.random.default_rng(0)
     )
     model.watch(np.array([[0.0], [1.0]]))
-    model.fit(data, 30, rng, np.concatenate([zero, one]))
+    model.fit(data, 900, rng, np.concatenate([zero, one]))
     margin = np.diff(model.raw(np.concatenate([zero, one]))[0])[0]
     assert 0.9 / (1 + np.exp(-margin)) + 0.05 == pytest.approx(drawn, abs=0.015)
 
@@ -124,10 +124,10 @@ def test_what_is_held_out_does_not_move_the_networks() -> None:
     nobody = (data.draws == 0).all(axis=1)
     assert nobody.any()
     changed.label[nobody] = 1 - changed.label[nobody]
-    recent = [fitted(d, 3)[0].raw(np.ones((1, WIDTH), np.float32)) for d in (data, changed)]
+    recent = [fitted(d, 10)[0].raw(np.ones((1, WIDTH), np.float32)) for d in (data, changed)]
     assert np.array_equal(*recent)
     changed.label[~nobody] = 1 - changed.label[~nobody]
-    moved = fitted(changed, 3)[0].raw(np.ones((1, WIDTH), np.float32))
+    moved = fitted(changed, 10)[0].raw(np.ones((1, WIDTH), np.float32))
     assert not np.array_equal(recent[0], moved)
 
 
@@ -161,8 +161,8 @@ def test_l2_brings_an_overfitting_ensemble_back() -> None:
     """Half of the answers are a coin's toss, so whoever knows all of them has learned by heart."""
     data, _ = answered(80, wrong=0.4)
     eager = SMALL._replace(learning_rate=5e-3)
-    free = fitted(data, 60, eager._replace(l2=0.0))[1]
-    held = fitted(data, 60, eager)[1]
+    free = fitted(data, 400, eager._replace(l2=0.0))[1]
+    held = fitted(data, 400, eager)[1]
     assert free["reward/loss_ratio"] > 1.5
     assert held["reward/l2"] > eager.l2
     assert held["reward/loss_ratio"] < free["reward/loss_ratio"]
@@ -171,7 +171,7 @@ def test_l2_brings_an_overfitting_ensemble_back() -> None:
 
 def test_members_are_normalized_one_by_one_and_averaged() -> None:
     data, _ = answered(40)
-    model, _, recent = fitted(data, 2)
+    model, _, recent = fitted(data, 10)
     rng = np.random.default_rng(9)
     batches = [np.float32(3 + rng.standard_normal((200, WIDTH))) for _ in range(3)]
     for batch in batches:
@@ -185,12 +185,12 @@ def test_members_are_normalized_one_by_one_and_averaged() -> None:
 
 def test_blocks_and_saving_change_nothing() -> None:
     data, _ = answered(40)
-    model, _, recent = fitted(data, 2)
+    model, _, recent = fitted(data, 10)
     assert model.raw(recent, 64) == pytest.approx(model.raw(recent), abs=1e-5)
     other = RewardModel(SMALL, WIDTH, np.random.default_rng(5))
     other.restore(model.state())
     again = Comparisons(2, STEPS, WIDTH, members=3, seed=0, expected=40)
     again.restore(data.state())
     rngs = [np.random.default_rng(4) for _ in range(2)]
-    assert model.fit(data, 3, rngs[0], recent) == other.fit(again, 3, rngs[1], recent)
+    assert model.fit(data, 10, rngs[0], recent) == other.fit(again, 10, rngs[1], recent)
     assert np.array_equal(model.rewards(recent), other.rewards(recent))

@@ -85,7 +85,7 @@ class Comparisons:
         return len(self.keys)
 
     def extend(self, new: Sequence[Compared]) -> None:
-        """Takes in comparisons; those that are there already, by their keys, are left as they are."""
+        """Takes in comparisons; what is there already, by its key, stays as it is."""
         there = set(self.keys)
         new = [one for one in new if one.key not in there]
         if not new:

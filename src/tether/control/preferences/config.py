@@ -71,13 +71,13 @@ class PreferConfig(Config):
     """Adam's step size for the reward model (usual: 3e-4 to 3e-3)."""
     reward_minibatch_size: int = Field(32, ge=1)
     """Comparisons in a gradient step of the reward model."""
-    first_epochs: int = Field(20, ge=1)
-    """Passes over the first labels before training begins."""
+    first_fit_steps: int = Field(200, ge=1)
+    """Gradient steps on the first labels before training begins."""
     refits: int = Field(40, ge=0)
     """How often the reward model goes on learning while the policy trains. Raising it uses new
     labels sooner and takes longer."""
-    refit_epochs: int = Field(3, ge=1)
-    """Passes over all labels each time."""
+    refit_steps: int = Field(50, ge=1)
+    """Gradient steps on all labels each time."""
     reward_l2: float = Field(1e-4, ge=0)
     """The initial L2 coefficient of the reward model, which is adapted to keep validation loss /
     training loss between 1.1 and 1.5; 0: none."""

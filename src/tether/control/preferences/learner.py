@@ -366,8 +366,9 @@ class Prefer:
         windows = self.history.windows(self._length)
         if len(windows) < config.items:
             raise UserError(
-                f"the episodes of {self.env.id} have given {len(windows)} segments so far; expected "
-                f"at least {config.items}; give a larger random_steps or a smaller segment_steps"
+                f"the episodes of {self.env.id} have given {len(windows)} segments so far; "
+                f"expected at least {config.items}; give a larger random_steps or a smaller "
+                "segment_steps"
             )
         candidates = count if rule == "uniform" else count * config.candidates
         drawn = distinct(self._rng, len(windows), candidates, config.items)
@@ -420,8 +421,8 @@ class Prefer:
             self.history.action[:-1][known],
             self.history.observation[1:][known],
         )
-        epochs = self.config.first_epochs if first else self.config.refit_epochs
-        self._fitted = self.model.fit(self.data, epochs, self._fitting, recent, self._block)
+        steps = self.config.first_fit_steps if first else self.config.refit_steps
+        self._fitted = self.model.fit(self.data, steps, self._fitting, recent, self._block)
         self._fits = self.schedule.fits(self.steps)
 
     def _metrics(self, inner: Metrics) -> Metrics:

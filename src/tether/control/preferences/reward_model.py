@@ -1,8 +1,8 @@
 """The reward model: an ensemble of networks that is fitted to comparisons of segments.
 
-    P(first better) = 0.9 sigmoid(sum_t r(s_t, a_t) over the first - the same of the second) + 0.05
+    P(first better) = 0.9 sigmoid(sum_t r(s_t, a_t) of the first - the same of the second) + 0.05
     each member learns from its own draws; what it has not drawn validates it
-    its L2 coefficient rises while validation loss / training loss > 1.5, and falls while it is < 1.1
+    its L2 coefficient rises while validation loss / training loss > 1.5, and falls below 1.1
     r = the mean over the members of their outputs, each normalized over the policy's experience
 
 Source:
@@ -32,12 +32,12 @@ from tether.learning.learner import Metrics, State
 
 Array = Any
 
-SCAN = 8
+SCAN = 10
 """Gradient steps in one call of the compiled function, so that it is compiled once."""
 CHUNK = 128
 """Comparisons in one call of the compiled evaluation, likewise."""
-EVALUATE_EVERY = 5
-"""Epochs between two looks at the validation loss."""
+EVALUATE_EVERY = 50
+"""Gradient steps between two looks at the validation loss."""
 LOWEST, HIGHEST = 1.1, 1.5
 """The paper's bounds of validation loss / training loss."""
 FACTOR = 1.5
@@ -129,7 +129,7 @@ class RewardModel:
     def fit(
         self,
         data: Comparisons,
-        epochs: int,
+        steps: int,
         rng: np.random.Generator,
         recent: np.ndarray,
         block: int = 4096,
@@ -138,7 +138,7 @@ class RewardModel:
 
         Args:
             data: at least one comparison.
-            epochs: passes over the data.
+            steps: gradient steps, rounded up to a multiple of :data:`SCAN`.
             rng: shuffles, and drops units out.
             recent: inputs (n, D) of the policy's newest experience, over which outputs are
                 normalized from now on.
@@ -153,24 +153,22 @@ class RewardModel:
             (1.0 / np.sqrt(variance + 1e-8)).astype(np.float32),
         )
         arrays = self._on_device(data)
-        size = self.settings.minibatch_size
-        calls = -(-len(data) // (size * SCAN))
+        calls = -(-steps // SCAN)
+        order = data.order(rng, calls * SCAN, self.settings.minibatch_size)
+        keys = rng.integers(0, 2**32, (calls * SCAN, 2), np.uint32)
         metrics: Metrics = {}
-        for epoch in range(1, epochs + 1):
-            order = data.order(rng, calls * SCAN, size)
-            keys = rng.integers(0, 2**32, (calls * SCAN, 2), np.uint32)
-            for call in range(calls):
-                rows = slice(call * SCAN, (call + 1) * SCAN)
-                self.networks, self._moments = self._compiled.steps(
-                    self.networks,
-                    self._moments,
-                    arrays,
-                    self.l2,
-                    order[rows],
-                    keys[rows],
-                    *self._scale,
-                )
-            if epoch % EVALUATE_EVERY == 0 or epoch == epochs:
+        for done in range(SCAN, calls * SCAN + 1, SCAN):
+            rows = slice(done - SCAN, done)
+            self.networks, self._moments = self._compiled.steps(
+                self.networks,
+                self._moments,
+                arrays,
+                self.l2,
+                order[rows],
+                keys[rows],
+                *self._scale,
+            )
+            if done % EVALUATE_EVERY == 0 or done == calls * SCAN:
                 metrics = self._evaluate(data)
         self.networks = jax.tree.map(np.asarray, self.networks)
         self.fits += 1
