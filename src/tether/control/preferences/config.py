@@ -78,9 +78,9 @@ class PreferConfig(Config):
     labels sooner and takes longer."""
     refit_steps: int = Field(50, ge=1)
     """Gradient steps on all labels each time."""
-    reward_l2: float = Field(1e-4, ge=0)
+    reward_l2: float = Field(0.01, ge=0, le=0.05)
     """The initial L2 coefficient of the reward model, which is adapted to keep validation loss /
-    training loss between 1.1 and 1.5; 0: none."""
+    training loss between 1.1 and 1.5, but never above 0.05; 0: none."""
     reward_dropout: float = Field(0.0, ge=0, lt=1)
     """Share of the reward model's hidden units that each gradient step leaves out."""
     error_share: float = Field(0.1, ge=0, lt=1)

@@ -42,7 +42,10 @@ LOWEST, HIGHEST = 1.1, 1.5
 """The paper's bounds of validation loss / training loss."""
 FACTOR = 1.5
 """By which the L2 coefficient changes at a time."""
-SMALLEST_L2, LARGEST_L2 = 1e-8, 1.0
+SMALLEST_L2, LARGEST_L2 = 1e-8, 0.05
+"""Bounds of the coefficient. With a hundred answers that never err the rule would raise it until
+the networks hardly tell states apart: at 0.4 their correlation with Reacher's true reward is 0.5,
+at 0.05 it is 0.7, though the training loss is then far below the validation loss."""
 
 
 class RewardSettings(NamedTuple):
@@ -63,7 +66,7 @@ class RewardSettings(NamedTuple):
     hidden: tuple[int, ...] = (64, 64)
     learning_rate: float = 1e-3
     minibatch_size: int = 32
-    l2: float = 1e-4
+    l2: float = 0.01
     dropout: float = 0.0
     error: float = 0.1
     regress: bool = False
