@@ -43,6 +43,8 @@ NOT_RUN = {
     "tether study table1": "hours",
     "tether study cliff": "minutes; tests/studies/test_cliff.py runs it small",
     "tether study frontier": "an hour; tests/studies/test_frontier.py runs it small",
+    "tether study christiano": "hours; tests/studies/test_christiano.py runs it small",
+    "tether prefer --env Hopper-v5 --labels 700 --teacher human": "waits for people",
     "tether study three-steps": "minutes; tests/studies/test_three_steps.py runs it small",
 }
 """Beginnings of commands that are not run, and why."""
@@ -58,6 +60,7 @@ BUDGETS = {
     "train actor-critic": {"--total-steps": "512"},
     "train bc": {"--evaluation-episodes": "1"},
     "train cem": {"--total-steps": "1000", "--population": "8"},
+    "prefer": {"--total-steps": "4096", "--labels": "8"},
     "resume": {"--total-steps": "4096"},
     "resume runs/mine": {"--total-steps": "8"},
     "evaluate": {"--episodes": "2"},

@@ -176,6 +176,21 @@ def options_from(
     return kind(**{**required, **own})
 
 
+def json_object(option: str, text: str) -> dict[str, Any]:
+    """What an option such as ``--env-kwargs '{"a": 1}'`` holds.
+
+    Raises:
+        UserError: it is not JSON, or not an object.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{option} is {text!r}, which is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{option} is {text!r}; expected a JSON object such as '{{}}'")
+    return value
+
+
 def print_json(result: dict[str, Any]) -> None:
     """One JSON object on one line of stdout, the last."""
     print(json.dumps(result, allow_nan=False), flush=True)

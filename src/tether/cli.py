@@ -40,6 +40,11 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command(
         "RUN", "play whole episodes with a run's policy", "tether.control.commands:evaluate"
     ),
+    "prefer": Command(
+        "--env ID --labels N",
+        "learn a policy from comparisons of its clips",
+        "tether.control.preferences.commands:prefer",
+    ),
     "sft": Command(
         "--model M --data D",
         "fine-tune a language model on demonstrations",
@@ -101,7 +106,7 @@ COMMANDS: dict[str, Command] = {
 _NAMES_A_MODULE = re.compile(r"^(--[\w-]+=)?[A-Za-z_][\w.]*:[\w./-]+$")
 
 # Those whose runs have checkpoints.
-_LEARNING = frozenset({"train", "resume", "sft", "reward", "rlhf", "dpo"})
+_LEARNING = frozenset({"train", "prefer", "resume", "sft", "reward", "rlhf", "dpo"})
 
 # What each extra brings; another module that is missing is the user's own, or a defect.
 _EXTRAS = {

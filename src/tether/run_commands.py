@@ -36,6 +36,8 @@ class ResumeOptions:
     reward: tuple[str, ...] = ()
     """Rewards of a language model's run, needed again if some are Python functions:
     module:function."""
+    teacher: str | None = None
+    """The teacher of a run of prefer again, if it is module:function."""
     sinks: tuple[Literal["tensorboard", "wandb", "trackio"], ...] | None = None
     """Where metrics are written besides metrics.jsonl; where the run has written them so far if not
     given."""
@@ -63,6 +65,7 @@ def resume(arguments: Sequence[str]) -> None:
         "checkpoint_every": options.checkpoint_every,
         "threads": options.threads,
         "reward": options.reward or None,
+        "teacher": options.teacher,
         "sinks": options.sinks,
     }
     given = {name: value for name, value in optional.items() if value is not None}

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from tether.arguments import options_from, parse, peek, print_json, read_toml, say
+from tether.arguments import json_object, options_from, parse, peek, print_json, read_toml, say
 from tether.control import training
 from tether.control.evaluation import EVALUATION_SEED
 from tether.control.methods import METHODS
@@ -71,6 +71,8 @@ def train(arguments: Sequence[str]) -> None:
         say("\n".join(lines))
         raise UserError("no METHOD given")
     method, rest = arguments[0], arguments[1:]
+    if method == "prefer":
+        raise UserError("prefer is a command of its own; give: tether prefer --env ID --labels N")
     learner = find_method(METHODS, method)
     preset, file = peek(rest, "--preset") or "default", peek(rest, "--config")
     settings: dict[str, Any] = {}
@@ -80,7 +82,7 @@ def train(arguments: Sequence[str]) -> None:
     given = options_from(TrainOptions, {"env": missing}, settings, source=file)
     base = training.configure(method, preset, settings)
     options, config = _parse_train(method, learner.config_class, given, base, rest)
-    kwargs = _json_object(options.env_kwargs)
+    kwargs = json_object("--env-kwargs", options.env_kwargs)
     chosen: dict[str, Any] = {
         "env": options.env,
         "preset": options.preset,
@@ -243,15 +245,3 @@ def _parse_train(
         default=command(options, base),
     )
     return parsed.options, parsed.settings
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    import json
-
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"--env-kwargs is {text!r}, which is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"--env-kwargs is {text!r}; expected a JSON object such as '{{}}'")
-    return value

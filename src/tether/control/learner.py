@@ -103,15 +103,23 @@ class OnPolicyLearner(PolicyLearner):
         """The fraction of the run's steps taken before this iteration, in [0, 1)."""
         return min(1.0, self._started / self.total_steps)
 
+    def collect(self) -> Rollout:
+        """One rollout, whose episodes are counted."""
+        rollout = self.collector.collect(self.config.steps_per_iteration // self.config.num_envs)
+        self._episodes.extend(rollout.episode_returns.tolist(), rollout.episode_lengths.tolist())
+        return rollout
+
+    def episodes(self) -> Metrics:
+        """`return/...` and `episode/...` so far."""
+        return self._episodes.metrics()
+
     def iterate(self) -> Metrics:
         """One rollout and one update."""
         self._started = self.steps
-        rollout = self.collector.collect(self.config.steps_per_iteration // self.config.num_envs)
-        self._episodes.extend(rollout.episode_returns.tolist(), rollout.episode_lengths.tolist())
-        metrics = self.update(rollout)
+        metrics = self.update(self.collect())
         self.iterations += 1
         check_finite(metrics, self.steps, MAY_BE_UNDEFINED)
-        return {**self._episodes.metrics(), **metrics}
+        return {**self.episodes(), **metrics}
 
     def state(self) -> State:
         """Everything that decides the future of the run."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from tether.control.envs import VectorEnv
+from tether.control.envs import Step, VectorEnv
 from tether.control.normalization import RewardScaler
 from tether.control.policy import Policy
 from tether.errors import BadEnvironmentError
@@ -42,8 +42,40 @@ class Rollout(NamedTuple):
     episode_lengths: np.ndarray
 
 
+class Experience(NamedTuple):
+    """What truly happened in a rollout of N environments over T steps: nothing is normalized.
+
+    Attributes:
+        observation: (T, N, *obs), before each step.
+        action: (T, N, *act), as the environment took them.
+        next_observation: (T, N, *obs), what followed each step, before any reset.
+        reward: (T, N) float64.
+        terminated: (T, N) bool.
+        truncated: (T, N) bool.
+        coordinates: (T, N, nq + nv), MuJoCo's positions and velocities before each step; of no
+            width where the environments have none.
+    """
+
+    observation: np.ndarray
+    action: np.ndarray
+    next_observation: np.ndarray
+    reward: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    coordinates: np.ndarray
+
+
+Judge: TypeAlias = Callable[[Experience], np.ndarray | None]
+"""Pays for experience: rewards (T, N) in place of the environment's, or None for no pay at all."""
+
+
 class Collector:
-    """Steps a vector environment with a policy and remembers where every episode stands."""
+    """Steps a vector environment with a policy and remembers where every episode stands.
+
+    Attributes:
+        judge: gives the rewards that the policy learns from, in place of the environment's; the
+            returns of episodes are the environment's all the same. None: the environment's.
+    """
 
     def __init__(
         self,
@@ -55,6 +87,7 @@ class Collector:
         self.env = env
         self.policy = policy
         self.reward_scaler = reward_scaler
+        self.judge: Judge | None = None
         self.steps = 0
         self._rng = rng
         self._slots = env.num_envs
@@ -87,13 +120,17 @@ class Collector:
         shortened = np.empty((horizon, count), bool)
         cut: list[tuple[int, np.ndarray]] = []
         noise = head.noise(self._rng, (horizon, count))
+        watch = _Watch(env, horizon) if self.judge is not None else None
 
         observation = self._observation
         for t in range(horizon):
             raw[t] = observation
             seen[t] = policy.normalize(raw[t])
             action[t] = policy.distribution(seen[t]).sample(noise[t])
-            step = env.step(head.to_environment(action[t]))
+            chosen = head.to_environment(action[t])
+            if watch is not None:
+                watch.before(t, chosen)
+            step = env.step(chosen)
             observation = step.observation
             reward[t], terminated[t], truncated[t] = step.reward, step.terminated, step.truncated
             shortened[t] = step.shortened
@@ -101,6 +138,8 @@ class Collector:
                 only_cut = step.truncated & ~step.terminated
                 for n in np.flatnonzero(only_cut):
                     cut.append((t * count + int(n), step.final_observation[n].copy()))
+                if watch is not None:
+                    watch.ended(t, step)
 
         self._observation = observation.copy()
         if vector:
@@ -109,14 +148,14 @@ class Collector:
         done = terminated | truncated
         returns, lengths = self._episodes(reward, done, shortened)
         cut_observation, cut_index = self._cut(cut, horizon * count, space.shape, raw.dtype)
+        paid: np.ndarray | None = reward
+        if watch is not None and self.judge is not None:
+            following = np.concatenate([raw[1:], self._observation[None]])
+            paid = self.judge(watch.experience(raw, following, reward, terminated, truncated))
         rollout = Rollout(
             observation=seen,
             action=action,
-            reward=(
-                self.reward_scaler(reward, done)
-                if self.reward_scaler is not None
-                else reward.astype(np.float32)
-            ),
+            reward=self._scaled(paid, done),
             terminated=terminated,
             truncated=truncated,
             last_observation=policy.normalize(self._observation),
@@ -150,6 +189,14 @@ class Collector:
         self._lengths = np.array(state["lengths"])
         if self.reward_scaler is not None:
             self.reward_scaler.restore(state["reward_scaler"])
+
+    def _scaled(self, reward: np.ndarray | None, done: np.ndarray) -> np.ndarray:
+        """Rewards as the method takes them; where nothing is paid, no statistics see it."""
+        if reward is None:
+            return np.zeros(done.shape, np.float32)
+        if self.reward_scaler is None:
+            return reward.astype(np.float32)
+        return self.reward_scaler(reward, done)
 
     def _episodes(
         self, reward: np.ndarray, done: np.ndarray, shortened: np.ndarray
@@ -206,4 +253,37 @@ class Collector:
         raise BadEnvironmentError(
             f"{self.env.id} returned {value} in its {name} at step {step} (environment {n}); "
             "training stopped before learning from it"
+        )
+
+
+class _Watch:
+    """Notes of a rollout what only a judge needs."""
+
+    def __init__(self, env: VectorEnv, horizon: int) -> None:
+        self._coordinates = getattr(env, "coordinates", np.empty((env.num_envs, 0)))
+        self._before = np.empty((horizon, *self._coordinates.shape))
+        self._action: list[np.ndarray] = []
+        self._ends: list[tuple[int, np.ndarray, np.ndarray]] = []
+
+    def before(self, t: int, action: np.ndarray) -> None:
+        self._before[t] = self._coordinates
+        self._action.append(action.copy())
+
+    def ended(self, t: int, step: Step) -> None:
+        ended = step.terminated | step.truncated
+        self._ends.append((t, ended, step.final_observation[ended].copy()))
+
+    def experience(
+        self,
+        observation: np.ndarray,
+        following: np.ndarray,
+        reward: np.ndarray,
+        terminated: np.ndarray,
+        truncated: np.ndarray,
+    ) -> Experience:
+        for t, ended, final in self._ends:
+            following[t, ended] = final
+        action = np.stack(self._action)
+        return Experience(
+            observation, action, following, reward, terminated, truncated, self._before
         )

@@ -4,14 +4,38 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from tether.control.envs.protocol import GoesOn
 from tether.control.envs.vector import EnvLike, is_vector, make
 from tether.errors import UserError
 from tether.learning.machine import usable_cores
 from tether.learning.run import Run
+
+
+class Task(NamedTuple):
+    """What a method learns in: the environment, and how it differs from the registered one.
+
+    Attributes:
+        env_kwargs: passed to ``gymnasium.make``.
+        goes_on: how episodes go on that the task would have ended; None: it ends them.
+    """
+
+    env_kwargs: dict[str, Any]
+    goes_on: GoesOn | None = None
+
+    def record(self) -> dict[str, Any]:
+        """What a run records of it."""
+        goes_on = {} if self.goes_on is None else {"goes_on": self.goes_on._asdict()}
+        return {"env_kwargs": self.env_kwargs, **goes_on}
+
+
+def recorded_task(run: Run) -> Task:
+    """The task of a run."""
+    goes_on = run.spec.get("goes_on")
+    return Task(dict(run.spec["env_kwargs"]), None if goes_on is None else GoesOn(**goes_on))
 
 
 def default_threads() -> int:
@@ -82,5 +106,11 @@ def run_environment(run: Run, env: EnvLike | None, num_envs: int, threads: int |
     """
     source = env if env is not None else recorded_env(run)
     threads = threads if threads is not None else default_threads()
-    given: dict[str, Any] = {} if is_vector(source) else run.spec["env_kwargs"]
-    return make(source, num_envs, threads=threads, **given)
+    task = Task({}) if is_vector(source) else recorded_task(run)
+    return make(
+        source,
+        num_envs,
+        threads=threads,
+        goes_on=task.goes_on,
+        **task.env_kwargs,
+    )

@@ -16,14 +16,17 @@ from tether.control.envs.protocol import VectorEnv
 from tether.control.envs.vector import EnvLike, count_of, make
 from tether.control.evaluation import EVALUATION_SEED, Evaluation, evaluate
 from tether.control.methods import METHODS
+from tether.control.named_objects import named_object
 from tether.control.policy import Policy, PolicySpec
 from tether.control.policy_folder import is_policy_folder, load_policy_folder
 from tether.control.policy_learner import PolicyConfig, PolicyLearner, check_own_network
 from tether.control.run_environment import (
+    Task,
     adopt_num_envs,
     default_threads,
     drawn_seed,
     recorded_settings,
+    recorded_task,
     run_environment,
 )
 from tether.errors import UserError
@@ -95,6 +98,7 @@ class ControlEngine(Engine[PolicyLearner, TrainedPolicy]):
         env_kwargs: Mapping[str, Any] | None = None,
         threads: int | None = None,
         config: PolicyConfig | None = None,
+        teacher: Any = None,
         **settings: Any,
     ) -> Prepared[PolicyLearner]:
         """Builds the environments and the learner.
@@ -117,6 +121,8 @@ class ControlEngine(Engine[PolicyLearner, TrainedPolicy]):
             threads: physics threads; every core up to 8 when not given. Results do not depend on
                 it.
             config: the resolved settings, instead of `preset` and `settings`.
+            teacher: for prefer: who compares; see
+                :func:`tether.control.preferences.teachers.teacher_of`. The oracle, if not given.
             **settings: fields of the method's config, over the preset.
 
         Raises:
@@ -132,19 +138,23 @@ class ControlEngine(Engine[PolicyLearner, TrainedPolicy]):
             config = _configure(name, kind, preset, adopted)
         check_own_network(network, config, _configure(name, kind, preset, {}))
         initial = load(init_from, network=network) if init_from is not None else None
+        task = _task(kind, config, env, env_kwargs or {})
+        objects = _objects(name, kind, {"teacher": teacher}, task)
         world = make(
             env,
             kind.environments(config),
             threads=threads or default_threads(),
-            **(env_kwargs or {}),
+            goes_on=task.goes_on,
+            **task.env_kwargs,
         )
-        learner = _build(kind, config, world, seed, total_steps, initial, network)
+        learner = _build(kind, config, world, seed, total_steps, initial, network, objects)
         spec: dict[str, Any] = {
             "env": env if isinstance(env, str) else None,
             "env_name": world.id,
-            "env_kwargs": dict(env_kwargs or {}),
+            **task.record(),
             "preset": preset,
             "policy": learner.spec.to_json(),
+            **_record_of(objects),
         }
         if initial is not None:
             source = str(Path(str(init_from)).resolve())
@@ -160,6 +170,7 @@ class ControlEngine(Engine[PolicyLearner, TrainedPolicy]):
         env: EnvLike | None = None,
         network: Any = None,
         threads: int | None = None,
+        teacher: Any = None,
     ) -> Prepared[PolicyLearner]:
         """Builds a run's environments and learner again.
 
@@ -171,6 +182,7 @@ class ControlEngine(Engine[PolicyLearner, TrainedPolicy]):
                 that is registered; see :func:`tether.control.run_environment.recorded_env`.
             network: as in :meth:`prepare`, needed if the run was started with one.
             threads: as in :meth:`prepare`.
+            teacher: as in :meth:`prepare`, needed if the run was started with a function.
         """
         spec = run.spec
         seed = int(spec["seed"])
@@ -180,8 +192,9 @@ class ControlEngine(Engine[PolicyLearner, TrainedPolicy]):
         config = _configure(run.method, kind, spec["preset"], recorded_settings(run), recorded=True)
         PolicySpec.from_json(spec["policy"], network)  # says so where the network does not fit
         initial = _initial_policy(run, network)
+        objects = _objects(run.method, kind, {"teacher": teacher}, recorded_task(run), run)
         world = run_environment(run, env, kind.environments(config), threads)
-        learner = _build(kind, config, world, seed, total_steps, initial, network)
+        learner = _build(kind, config, world, seed, total_steps, initial, network, objects)
         return _prepared(run.method, learner, total_steps, seed, world.id, {})
 
     def finished(self, prepared: Prepared[PolicyLearner], training: Trained) -> TrainedPolicy:
@@ -210,6 +223,13 @@ class ControlEngine(Engine[PolicyLearner, TrainedPolicy]):
         workers = min(count, max(2, default_threads()))
         threads = arguments.get("threads") or max(1, default_threads() // workers)
         return workers, {"threads": threads}
+
+    def opened(self, method: str | type[Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments, where the name of a teaching function is replaced by the function."""
+        teacher = arguments.get("teacher")
+        if not isinstance(teacher, str) or ":" not in teacher:
+            return dict(arguments)
+        return {**arguments, "teacher": named_object("teacher", teacher)}
 
     def check_class(self, method: type[Any]) -> None:
         """Checks that a class has what this engine calls."""
@@ -304,15 +324,53 @@ def _build(
     total_steps: int,
     initial: Policy | None,
     network: Any,
+    objects: Mapping[str, Any],
 ) -> PolicyLearner:
     try:
         learner: PolicyLearner = kind(
-            config, world, seed=seed, total_steps=total_steps, initial=initial, network=network
+            config,
+            world,
+            seed=seed,
+            total_steps=total_steps,
+            initial=initial,
+            network=network,
+            **objects,
         )
     except BaseException:
         world.close()
         raise
     return learner
+
+
+def _task(kind: Any, config: Any, env: EnvLike, env_kwargs: Mapping[str, Any]) -> Task:
+    """The task as the method learns it; most learn it as it is."""
+    change = getattr(kind, "task", None)
+    return Task(dict(env_kwargs)) if change is None else change(config, env, env_kwargs)
+
+
+def _objects(
+    name: str, kind: Any, given: Mapping[str, Any], task: Task, run: Run | None = None
+) -> dict[str, Any]:
+    """What a method takes beside its settings, from what is given or what `run` has recorded."""
+    if "teacher" not in getattr(kind, "takes", ()):
+        for object_, value in given.items():
+            if value is not None:
+                raise UserError(f"{name} takes no {object_}; prefer learns from comparisons")
+        return {}
+    from tether.control.preferences.teachers import ORACLE, teacher_again
+
+    teacher = given["teacher"]
+    if run is not None:
+        teacher = teacher_again(run.spec["teacher"], teacher, run.path)
+    return {"teacher": ORACLE if teacher is None else teacher, "env_kwargs": task.env_kwargs}
+
+
+def _record_of(objects: Mapping[str, Any]) -> dict[str, Any]:
+    if "teacher" not in objects:
+        return {}
+    from tether.control.preferences.teachers import recorded_teacher
+
+    return {"teacher": recorded_teacher(objects["teacher"])}
 
 
 def _prepared(

@@ -30,6 +30,11 @@ class Stream(IntEnum):
     ACTING = 2
     ENVIRONMENTS = 3
     EVALUATION_NOISE = 4
+    REWARD_WEIGHTS = 5
+    REWARD_BOOTSTRAP = 6
+    REWARD_FITTING = 7
+    QUERIES = 8
+    TEACHER = 9
     # Language.
     ADAPTERS = 10
     HEADS = 11

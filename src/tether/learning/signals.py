@@ -13,6 +13,14 @@ _NOTICE: Final = (
 )
 
 
+def stop_requested() -> bool:
+    """Whether a training of this process has been asked to stop, and has not yet ended.
+
+    What waits for long within one iteration looks at this from time to time.
+    """
+    return any(request.received is not None for request in _ACTIVE)
+
+
 class StopRequest:
     """While active, notes the first SIGINT or SIGTERM instead of dying of it.
 
@@ -28,6 +36,7 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         """Installs the handlers."""
+        _ACTIVE.append(self)
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 previous = signal.getsignal(number)
@@ -39,6 +48,7 @@ class StopRequest:
 
     def __exit__(self, *_: object) -> None:
         """Puts the earlier handlers back."""
+        _ACTIVE.remove(self)
         for number, previous in self._previous.items():
             signal.signal(number, previous)
         self._previous.clear()
@@ -51,3 +61,6 @@ class StopRequest:
                 os.write(2, _NOTICE)
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
+
+
+_ACTIVE: Final[list[StopRequest]] = []

@@ -26,6 +26,10 @@ STUDIES: dict[str, Study] = {
         "PPO's surrogates: no clip, clip, adaptive and fixed penalty (the same, table 1)",
         "tether.studies.table1:command",
     ),
+    "christiano": Study(
+        "350, 700 and 1,400 comparisons against the true reward (Christiano et al. 2017)",
+        "tether.studies.christiano:command",
+    ),
     "variance": Study(
         "variance of the policy gradient under each of the lecture's weights",
         "tether.studies.variance:command",

@@ -6,7 +6,7 @@ episode and continued bit for bit.
 """
 
 from tether.control.envs.check import check_vector_env
-from tether.control.envs.protocol import Step, VectorEnv
+from tether.control.envs.protocol import GoesOn, Step, VectorEnv
 from tether.control.envs.registry import BATCHED_TASKS, EnvironmentEntry, list_environments
 from tether.control.envs.vector import Backend, make
 
@@ -14,6 +14,7 @@ __all__ = [
     "BATCHED_TASKS",
     "Backend",
     "EnvironmentEntry",
+    "GoesOn",
     "Step",
     "VectorEnv",
     "check_vector_env",

@@ -61,6 +61,10 @@ class GymnasiumVectorEnv:
     A :class:`~tether.control.envs.protocol.VectorEnv`. Every episode is reset with
     :func:`episode_seed` of its environment's seed, so that episode 0 of environment i is what
     Gymnasium gives for ``reset(seed=seed + i)``.
+
+    Attributes:
+        dt: seconds of one step, where the environments say so.
+        episode_limit: steps of a whole episode; `NO_LIMIT` where no time limit is known.
     """
 
     def __init__(
@@ -82,6 +86,9 @@ class GymnasiumVectorEnv:
         self._owned = owned
         self.source_observation_space: Space = envs[0].observation_space
         self.action_space: Space = envs[0].action_space
+        self.dt: float | None = getattr(envs[0].unwrapped, "dt", None)
+        spec = envs[0].spec
+        self.episode_limit = NO_LIMIT if spec is None else spec.max_episode_steps or NO_LIMIT
         for env in envs:
             same = (
                 env.observation_space == self.source_observation_space

@@ -26,6 +26,7 @@ from tether.control.envs.arrays import Array, Space, action_batch, policy_space
 from tether.control.envs.mujoco_task import Task
 from tether.control.envs.protocol import (
     NO_LIMIT,
+    GoesOn,
     Step,
     check_state,
     environment_seeds,
@@ -68,11 +69,23 @@ class MujocoVectorEnv:
     """N environments of one MuJoCo v5 task; a :class:`~tether.control.envs.vector.VectorEnv`.
 
     Observations, rewards and flags equal those of N Gymnasium environments bit for bit, resets
-    included, at any number of threads; only `stagger`, which Gymnasium has not, ends episodes
-    elsewhere.
+    included, at any number of threads; only `stagger` and `goes_on`, which Gymnasium does
+    not have, end episodes elsewhere.
+
+    Attributes:
+        dt: seconds of one step.
+        episode_limit: steps of a whole episode; `NO_LIMIT` where no time limit cuts it.
+        coordinates: (N, nq + nv), MuJoCo's positions and velocities as they stand, live.
+        positions: nq.
     """
 
-    def __init__(self, env: gymnasium.Env[Any, Any], num_envs: int, threads: int = 1) -> None:
+    def __init__(
+        self,
+        env: gymnasium.Env[Any, Any],
+        num_envs: int,
+        threads: int = 1,
+        goes_on: GoesOn | None = None,
+    ) -> None:
         """Reproduce a Gymnasium environment N times.
 
         Args:
@@ -80,6 +93,7 @@ class MujocoVectorEnv:
                 environment itself is left alone.
             num_envs: N.
             threads: how many threads step the physics, the caller's included.
+            goes_on: how episodes go on that the task would have ended; None: it ends them.
 
         Raises:
             UserError: no task of this backend reproduces the environment.
@@ -103,6 +117,12 @@ class MujocoVectorEnv:
         self._substeps: int = inner.frame_skip
         self._physics = task.stepper(inner.model, num_envs, threads)
         self._task = task(inner, self._physics)
+        self._goes_on = goes_on
+        self._bad = np.zeros(num_envs, np.int64)  # steps in need of an end, of the running episodes
+        self.dt = float(inner.dt)
+        self.episode_limit = self._limit
+        self.coordinates: Array = self._physics.coordinates
+        self.positions: int = self._physics.qpos.shape[1]
         self._generators: list[np.random.Generator] = []
         self._elapsed = np.zeros(num_envs, np.int64)
         self._observation = np.zeros((num_envs, *seen.shape))
@@ -135,6 +155,11 @@ class MujocoVectorEnv:
         self._task.score(action, self._reward, self._terminated)
         self._elapsed += self._one
         np.greater_equal(self._elapsed, self._limits, out=self._truncated)
+        if self._goes_on is not None:
+            self._reward[self._terminated] -= self._goes_on.penalty
+            self._bad += self._terminated
+            self._truncated |= self._bad >= self._goes_on.steps
+            self._terminated[...] = False
         np.logical_or(self._terminated, self._truncated, out=self._ended)
         if np.count_nonzero(self._ended):
             final = self._final
@@ -154,6 +179,7 @@ class MujocoVectorEnv:
             "position": self._task.position.copy(),
             "elapsed": self._elapsed.copy(),
             "limits": self._limits.copy(),
+            "bad": self._bad.copy(),
             "generators": np.stack([_generator_words(g) for g in self._generators]),
             "observation": self._observation.copy(),
         }
@@ -177,6 +203,7 @@ class MujocoVectorEnv:
         self._task.position[...] = state["position"]
         self._elapsed[...] = state["elapsed"]
         self._limits[...] = limits
+        self._bad[...] = state.get("bad", 0)
         self._generators = [_generator(words) for words in state["generators"]]
         self._observation[...] = state["observation"]
         return self._observation
@@ -191,6 +218,7 @@ class MujocoVectorEnv:
         qpos, qvel = (np.stack(column) for column in zip(*starts, strict=True))
         self._physics.place(ids, qpos, qvel)
         self._elapsed[ids] = 0
+        self._bad[ids] = 0
         self._limits[ids] = self._limit
         # Both are functions of the simulations as they stand, so running environments keep theirs.
         self._task.locate()

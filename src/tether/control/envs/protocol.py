@@ -42,6 +42,20 @@ class Step(NamedTuple):
     shortened: Array
 
 
+class GoesOn(NamedTuple):
+    """How a task goes on after it would have ended an episode, instead of ending it.
+
+    The end is then a time limit, from which the policy bootstraps, so that it tells nothing.
+
+    Attributes:
+        penalty: reward that each step costs after which the task would have ended the episode.
+        steps: of which so many in an episode truncate it.
+    """
+
+    penalty: float
+    steps: int
+
+
 @runtime_checkable
 class VectorEnv(Protocol):
     """N environments of one kind, stepped in lockstep, with a state that can be saved.

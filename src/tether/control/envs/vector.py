@@ -21,7 +21,7 @@ import gymnasium
 
 from tether.control.envs.given_vector import BorrowedVectorEnv, GivenVectorEnv
 from tether.control.envs.gymnasium_vector import GymnasiumVectorEnv
-from tether.control.envs.protocol import Step, VectorEnv
+from tether.control.envs.protocol import GoesOn, Step, VectorEnv
 from tether.control.envs.registry import BATCHED_TASKS, close_ids
 from tether.errors import BadEnvironmentError, UserError
 
@@ -43,6 +43,7 @@ def make(
     *,
     backend: Backend = "auto",
     threads: int = 1,
+    goes_on: GoesOn | None = None,
     **env_kwargs: Any,
 ) -> VectorEnv:
     """N environments of one kind behind the :class:`VectorEnv` protocol.
@@ -60,6 +61,8 @@ def make(
             backend goes on with the same generator, as Gymnasium does.
         threads: threads that step the physics, the caller's included; the Gymnasium backend has
             one.
+        goes_on: how episodes go on that the task would have ended, for what backend "mujoco" steps;
+            None: the task ends them.
         **env_kwargs: passed to ``gymnasium.make`` (``max_episode_steps`` among them), or to the
             function.
 
@@ -76,6 +79,7 @@ def make(
     if backend not in get_args(Backend):
         raise UserError(f"backend must be one of {', '.join(get_args(Backend))}, got {backend!r}")
     if is_vector(env):
+        _refuse_going_on(goes_on, type(env).__name__)
         return _given(env, num_envs, env_kwargs)
     if isinstance(env, str):
         factory = _from_id(env, env_kwargs)
@@ -86,6 +90,7 @@ def make(
                 "its id or a function"
             )
         if num_envs == 1 and backend != "mujoco" and id(env) not in _DRIVEN:
+            _refuse_going_on(goes_on, _name(env))
             return _InstanceVectorEnv(env)
         factory = _from_spec(env)
     elif callable(env):
@@ -102,15 +107,29 @@ def make(
         from tether.control.envs.mujoco_batch import MujocoVectorEnv
 
         try:
-            return MujocoVectorEnv(first, num_envs, threads)
+            return MujocoVectorEnv(first, num_envs, threads, goes_on)
         finally:
             first.close()
+    _refuse_going_on(goes_on, _name(first))
     envs = [first, *(factory() for _ in range(num_envs - 1))]
     if len({id(one) for one in envs}) < num_envs:
         raise BadEnvironmentError(
             f"{_name(first)}: the function must make a new environment at every call"
         )
     return GymnasiumVectorEnv(envs, _name(first))
+
+
+def can_go_on(env: EnvLike) -> bool:
+    """Whether `goes_on` of :func:`make` works for an environment."""
+    return isinstance(env, str) and env in BATCHED_TASKS
+
+
+def _refuse_going_on(goes_on: GoesOn | None, name: str) -> None:
+    if goes_on is not None:
+        raise BadEnvironmentError(
+            f"{name} cannot go on after it has ended an episode, which only tether's own MuJoCo "
+            f"tasks can ({', '.join(BATCHED_TASKS[:3])}, ...); give --termination keep"
+        )
 
 
 def make_one(env_id: str, **env_kwargs: Any) -> Env:

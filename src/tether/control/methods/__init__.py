@@ -55,4 +55,9 @@ METHODS: dict[str, Method] = {
         "BehaviourCloning",
         "behaviour cloning from demonstrations (Pomerleau 1989)",
     ),
+    "prefer": Method(
+        "tether.control.preferences.learner",
+        "Prefer",
+        "an on-policy method on a reward learned from comparisons (Christiano et al. 2017)",
+    ),
 }

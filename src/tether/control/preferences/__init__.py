@@ -1,0 +1,1 @@
+"""Learning a policy from comparisons of trajectory segments (Christiano et al. 2017)."""

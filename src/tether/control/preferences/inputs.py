@@ -1,0 +1,89 @@
+"""What the reward model sees of a step: observation, action and, if wanted, what followed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from tether.control.envs import VectorEnv
+from tether.errors import UserError
+
+
+class RewardInputs:
+    """Turns steps into vectors of D numbers.
+
+    Discrete actions become one-hot vectors; Box actions are those that the environment got, within
+    its bounds.
+
+    Attributes:
+        width: D.
+        next_observation: whether what followed the action is part of it.
+    """
+
+    def __init__(self, env: VectorEnv, *, next_observation: bool = False) -> None:
+        """Reads the spaces of an environment.
+
+        Raises:
+            UserError: it shows images, or its actions are neither numbers nor choices.
+        """
+        shape = env.observation_space.shape or ()
+        if len(shape) != 1:
+            raise UserError(
+                f"{env.id} shows images of shape {shape}; the reward model learns from "
+                "observations that are vectors"
+            )
+        self.next_observation = next_observation
+        self._sizes, self._first = _choices(env.action_space)
+        self._action_shape = tuple(env.action_space.shape or ())
+        actions = int(self._sizes.sum()) or int(np.prod(self._action_shape))
+        self.width = shape[0] * (1 + next_observation) + actions
+
+    def __call__(
+        self, observation: np.ndarray, action: np.ndarray, following: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Vectors of steps.
+
+        Args:
+            observation: (..., O).
+            action: (..., *action), as the environment took them.
+            following: (..., O), the observation after each step; needed with `next_observation`.
+
+        Returns:
+            (..., D) float32.
+        """
+        lead = observation.shape[:-1]
+        parts = [observation, self._encoded(action.reshape(*lead, *self._action_shape), lead)]
+        if self.next_observation:
+            assert following is not None
+            parts.append(following)
+        return np.concatenate([np.asarray(part, np.float32) for part in parts], axis=-1)
+
+    def of_segment(self, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
+        """Vectors of a segment's steps, (T, D).
+
+        A segment does not have the observation after its last step, so with `next_observation`
+        that step is left out.
+        """
+        if self.next_observation:
+            return self(observation[:-1], action[:-1], observation[1:])
+        return self(observation, action)
+
+    def _encoded(self, action: np.ndarray, lead: tuple[int, ...]) -> np.ndarray:
+        if not self._sizes.size:
+            return action.reshape(*lead, -1)
+        chosen = action.reshape(*lead, -1) - self._first
+        hot = [np.arange(n) == chosen[..., i : i + 1] for i, n in enumerate(self._sizes)]
+        return np.concatenate(hot, axis=-1)
+
+
+def _choices(space: gym.Space[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """How many choices each component of an action has, and the first of them; none for numbers."""
+    if isinstance(space, gym.spaces.Discrete):
+        return np.array([space.n]), np.array([space.start])
+    if isinstance(space, gym.spaces.MultiDiscrete):
+        return space.nvec.ravel(), space.start.ravel()
+    if isinstance(space, gym.spaces.Box | gym.spaces.MultiBinary):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    raise UserError(f"the reward model cannot learn from actions of the space {space}")

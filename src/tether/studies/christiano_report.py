@@ -1,0 +1,201 @@
+"""What the study of learning from comparisons found: curves, a table, and one file with all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from tether.learning.reports.plots import COLOURS, step_label
+from tether.learning.storage.durable import write_json
+from tether.studies.figure3_report import number, on_one_grid
+from tether.studies.trials import Result, Trial
+
+TRUE: Final = "true"
+"""The variant that learns from the true reward."""
+RESAMPLES: Final = 10_000
+"""Of the bootstrap."""
+
+
+def write(
+    out: Path,
+    settings: Mapping[str, Any],
+    trials: Sequence[tuple[str, str, Trial]],
+    results: Mapping[str, Result],
+) -> dict[str, Any]:
+    """Gathers the trials, writes ``christiano.json`` and ``.png``; returns the former."""
+    cells: dict[str, dict[str, list[Result]]] = {}
+    for variant, env, trial in trials:
+        cells.setdefault(env, {}).setdefault(variant, []).append(results[trial.name])
+    scores = {
+        env: {variant: score(found, variants.get(TRUE, [])) for variant, found in variants.items()}
+        for env, variants in cells.items()
+    }
+    found = {
+        "settings": dict(settings),
+        "hours_of_training": sum(r.get("seconds", 0.0) for r in results.values()) / 3600,
+        "scores": scores,
+        "reached": reached(scores),
+        "trials": {
+            trial.name: {"variant": variant, "env": env, **results[trial.name]}
+            for variant, env, trial in trials
+        },
+    }
+    write_json(out / "christiano.json", found, indent=None)
+    draw(found, out / "christiano.png")
+    return found
+
+
+def score(found: Sequence[Result], true: Sequence[Result]) -> dict[str, Any]:
+    """Of one variant on one task, over seeds.
+
+    Returns:
+        ``returns``, one for each seed; ``mean``, its standard ``error`` and the 95 % bootstrap
+        ``interval``; ``untrained``, the return with which training begins; and of the true reward's
+        mean return ``share`` (which says nothing where that is negative) and ``share_of_rise``,
+        (mean - untrained) / (true - untrained). What diverged counts with the end of its curve.
+    """
+    returns, theirs = _returns(found), _returns(true)
+    begins = [r["curve"][0][1] for r in (*found, *true) if r["curve"]]
+    summary: dict[str, Any] = {
+        "returns": returns,
+        "n": len(returns),
+        "mean": _mean(returns),
+        "error": None,
+        "interval": None,
+        "untrained": _mean(begins),
+        "share": None,
+        "share_of_rise": None,
+        "diverged": sum("diverged" in result for result in found),
+    }
+    if len(returns) > 1:
+        summary["error"] = float(np.std(returns, ddof=1) / np.sqrt(len(returns)))
+        drawn = np.random.default_rng(0).choice(returns, (RESAMPLES, len(returns)))
+        summary["interval"] = np.quantile(drawn.mean(axis=1), [0.025, 0.975]).tolist()
+    if returns and theirs:
+        mean, goal, start = np.mean(returns), np.mean(theirs), summary["untrained"]
+        if goal > 0:
+            summary["share"] = float(mean / goal)
+        if start is not None and goal > start:
+            summary["share_of_rise"] = float((mean - start) / (goal - start))
+    return summary
+
+
+def reached(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, int]]:
+    """For each number of labels, on how many tasks the share of the return is 0.9 and 0.95.
+
+    Where the true reward's return is negative the share of the rise stands in for it.
+    """
+    counts: dict[str, dict[str, int]] = {}
+    for variants in scores.values():
+        for variant, cell in variants.items():
+            if not variant.isdecimal():
+                continue
+            share = cell["share"] if cell["share"] is not None else cell["share_of_rise"]
+            count = counts.setdefault(variant, {"tasks": 0, "0.9": 0, "0.95": 0})
+            count["tasks"] += 1
+            for goal in ("0.9", "0.95"):
+                count[goal] += share is not None and share >= float(goal)
+    return counts
+
+
+def _returns(results: Sequence[Result]) -> list[float]:
+    found = [result.get("final", result["last_100"]) for result in results]
+    return [value for value in found if value is not None]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def draw(found: Mapping[str, Any], path: Path) -> None:
+    """A panel for each task: mean and range over seeds of each number of labels, as figure 2."""
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.lines import Line2D
+
+    settings = found["settings"]
+    variants = [TRUE, *map(str, settings["labels"])]
+    colours = dict(zip(variants, ["0.3", *COLOURS], strict=False))
+    envs = settings["envs"]
+    columns = min(3, len(envs) + 1)
+    rows = -(-(len(envs) + 1) // columns)
+    figure, panels = plt.subplots(
+        rows, columns, figsize=(3.9 * columns, 2.9 * rows), layout="constrained", squeeze=False
+    )
+    places = list(panels.flat)
+    for env, axes in zip(envs, places, strict=False):
+        for variant in variants:
+            curves = [
+                np.array(trial["curve"], float)
+                for trial in found["trials"].values()
+                if (trial["variant"], trial["env"]) == (variant, env) and trial["curve"]
+            ]
+            if not curves:
+                continue
+            steps, values = on_one_grid(curves)
+            low, high = np.nanmin(values, 0), np.nanmax(values, 0)
+            axes.fill_between(steps, low, high, color=colours[variant], alpha=0.12, lw=0)
+            axes.plot(steps, np.nanmean(values, 0), color=colours[variant], lw=1.5)
+        axes.set_title(env, fontsize=10)
+        axes.xaxis.set_major_formatter(lambda x, _: step_label(x))
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in places[len(envs) :]:
+        axes.axis("off")
+    names = {v: "true reward" if v == TRUE else f"{int(v):,} labels" for v in variants}
+    handles = [Line2D([], [], color=colours[v], label=names[v]) for v in variants]
+    places[len(envs)].legend(handles=handles, loc="center", frameon=False, fontsize=9)
+    figure.supxlabel("environment steps", fontsize=9)
+    figure.supylabel("true return, mean of the last 100 training episodes", fontsize=9)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """The table on stderr: a row for each task and variant."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    settings = found["settings"]
+    steps = step_label(settings["steps"])
+    table = Table(
+        title=f"true return after {steps} steps, seeds {settings['seeds']}", box=SIMPLE_HEAD
+    )
+    table.add_column("task", overflow="fold")
+    table.add_column("learns from")
+    for heading in ("return", "95 % interval", "of the true reward's", "of its rise"):
+        table.add_column(heading, justify="right")
+    for env, variants in found["scores"].items():
+        for variant, cell in variants.items():
+            error = "" if cell["error"] is None else f" ± {number(cell['error'])}"
+            low_high = cell["interval"]
+            table.add_row(
+                env if variant == next(iter(variants)) else "",
+                f"{variant} labels" if variant.isdecimal() else variant,
+                number(cell["mean"]) + error,
+                "" if low_high is None else f"{number(low_high[0])} to {number(low_high[1])}",
+                _percent(cell["share"]),
+                _percent(cell["share_of_rise"]),
+                end_section=variant == list(variants)[-1],
+            )
+    console = Console(stderr=True)
+    console.print(table)
+    console.print(
+        "return: whole episodes of the last policy, most probable actions; ± one standard error of "
+        "the mean over seeds; rise: from the untrained policy."
+    )
+    for labels, count in found["reached"].items():
+        console.print(
+            f"{labels} labels: at least 90 % on {count['0.9']} of {count['tasks']} tasks, at least "
+            f"95 % on {count['0.95']}."
+        )
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"

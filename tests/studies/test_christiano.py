@@ -1,0 +1,104 @@
+"""The study of learning from comparisons on a small budget, and its sums against hand-made ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tether.control.training import evaluate_run
+from tether.errors import UserError
+from tether.studies import christiano, christiano_report, control_trials
+
+ENV = "InvertedPendulum-v5"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("christiano")
+    config = christiano.ChristianoConfig(
+        envs=(ENV,),
+        labels=(8,),
+        ablations=("returns",),
+        ablated_envs=(ENV,),
+        ablated_labels=8,
+        seeds="1000-1000",
+        steps=6144,
+        episodes=3,
+    )
+    return config, out, christiano.run(config, out, workers=1)
+
+
+def test_scores_are_true_returns_of_the_runs(study: Any) -> None:
+    _, out, found = study
+    assert set(found["scores"][ENV]) == {"true", "8", "returns"}
+    for variant, cell in found["scores"][ENV].items():
+        run = out / f"{variant}-{ENV}-1000" / "run"
+        assert cell["returns"] == [evaluate_run(run, episodes=3).returns.mean()]
+    assert (out / "christiano.png").stat().st_size > 10_000
+    christiano_report.show(found)
+
+
+def test_all_variants_learn_in_the_same_task(study: Any) -> None:
+    _, out, _ = study
+    records = [json.loads(path.read_text()) for path in out.glob("*/run/run.json")]
+    assert len(records) == 3
+    assert {json.dumps(record["spec"]["goes_on"]) for record in records} == {
+        '{"penalty": 1.0, "steps": 50}'
+    }
+    asked = {record["config"]["learn_from"] for record in records}
+    assert asked == {"reward", "comparisons", "returns"}
+
+
+def test_what_is_done_is_not_done_again(study: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, out, found = study
+    monkeypatch.setattr(control_trials, "train", None)
+    assert christiano.run(config, out, workers=1) == found
+    assert json.loads((out / "christiano.json").read_text()) == found
+
+
+def result(final: float, start: float = 10.0) -> dict[str, Any]:
+    return {"final": final, "curve": [[1000, start], [2000, final]], "last_100": final}
+
+
+def test_shares_are_of_the_true_rewards_return() -> None:
+    true = [result(100.0), result(120.0)]
+    cell = christiano_report.score([result(80.0), result(118.0)], true)
+    assert cell["mean"] == 99
+    assert cell["error"] == pytest.approx(19.0)
+    assert cell["share"] == pytest.approx(0.9)
+    assert cell["share_of_rise"] == pytest.approx(89 / 100)
+    assert cell["interval"][0] == 80
+    assert cell["interval"][1] == 118
+    negative = christiano_report.score([result(-6.0, -40.0)], [result(-4.0, -40.0)])
+    assert negative["share"] is None
+    assert negative["share_of_rise"] == pytest.approx(34 / 36)
+    diverged = {"diverged": "NaN", "curve": [[1000, 10.0]], "last_100": 12.0}
+    assert christiano_report.score([diverged], true)["returns"] == [12.0]
+
+
+def test_tasks_that_reach_the_goal_are_counted() -> None:
+    def cell(share: float | None, rise: float | None) -> dict[str, Any]:
+        return {"share": share, "share_of_rise": rise}
+
+    scores = {
+        "A": {"true": cell(1.0, 1.0), "700": cell(0.96, 0.5), "offline": cell(1.0, 1.0)},
+        "B": {"true": cell(None, 1.0), "700": cell(None, 0.92)},
+        "C": {"true": cell(1.0, 1.0), "700": cell(0.5, 0.99)},
+    }
+    assert christiano_report.reached(scores) == {"700": {"tasks": 3, "0.9": 2, "0.95": 1}}
+
+
+def test_an_unknown_ablation_is_told() -> None:
+    with pytest.raises(UserError, match="unknown ablation 'none'"):
+        christiano.ChristianoConfig(ablations=("none",))
+
+
+def test_the_whole_study_is_what_the_paper_did() -> None:
+    trials = christiano.trials(christiano.ChristianoConfig())
+    names = [trial.name for _, _, trial in trials]
+    assert len(set(names)) == len(names) == 5 * (8 * 4 + 3 * 6)
+    assert np.mean([env == "Ant-v5" for _, env, _ in trials]) > 0
