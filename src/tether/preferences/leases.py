@@ -9,6 +9,7 @@ before it locked them.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
@@ -19,7 +20,15 @@ from tether.preferences.schema import leases_table, queries_table, standing_tabl
 
 
 def claim(
-    connection: Connection, annotator: str, *, count: int, now: float, seconds: float, overlap: int
+    connection: Connection,
+    annotator: str,
+    *,
+    count: int,
+    now: float,
+    seconds: float,
+    overlap: int,
+    without: Collection[str] = (),
+    only: str | None = None,
 ) -> list[Lease]:
     """Leases up to `count` queries, first those that the annotator holds already, renewed.
 
@@ -30,9 +39,14 @@ def claim(
         now: seconds since 1970.
         seconds: how long they are held.
         overlap: how many annotators are to answer each query.
+        without: ids of queries not to be given.
+        only: id of the one query to be given; None: any.
     """
+    wanted = [queries_table.c.id.not_in(without)] if without else []
+    if only is not None:
+        wanted.append(queries_table.c.id == only)
     expires = now + seconds
-    held = _held(connection, annotator, count=count, now=now, overlap=overlap)
+    held = _held(connection, annotator, count=count, now=now, overlap=overlap, wanted=wanted)
     connection.execute(
         update(leases_table)
         .where(leases_table.c.id.in_([row.lease for row in held]))
@@ -49,6 +63,7 @@ def claim(
                 now=now,
                 answered=answered,
                 overlap=overlap,
+                wanted=wanted,
             )
             if not rows:
                 break
@@ -75,7 +90,13 @@ def release(connection: Connection, lease: str) -> bool:
 
 
 def _held(
-    connection: Connection, annotator: str, *, count: int, now: float, overlap: int
+    connection: Connection,
+    annotator: str,
+    *,
+    count: int,
+    now: float,
+    overlap: int,
+    wanted: list[ColumnElement[bool]],
 ) -> list[Any]:
     return list(
         connection.execute(
@@ -85,6 +106,7 @@ def _held(
                 leases_table.c.annotator == annotator,
                 leases_table.c.expires > now,
                 queries_table.c.answered < overlap,
+                *wanted,
             )
             .order_by(queries_table.c.number)
             .limit(count)
@@ -94,7 +116,14 @@ def _held(
 
 
 def _candidates(
-    connection: Connection, annotator: str, *, count: int, now: float, answered: int, overlap: int
+    connection: Connection,
+    annotator: str,
+    *,
+    count: int,
+    now: float,
+    answered: int,
+    overlap: int,
+    wanted: list[ColumnElement[bool]],
 ) -> list[Any]:
     own_answer = (
         select(standing_table.c.cursor)
@@ -121,6 +150,7 @@ def _candidates(
                 _leased(now) < overlap - answered,
                 ~own_answer,
                 ~own_lease,
+                *wanted,
             )
             .order_by(queries_table.c.number)
             .limit(count)
