@@ -65,6 +65,11 @@ COMMANDS: dict[str, Command] = {
         "sample n answers, keep the one that scores best",
         "tether.language.commands.best_of_n:best_of_n",
     ),
+    "label": Command(
+        "RUN|STORE",
+        "serve the page on which people compare clips or texts",
+        "tether.web.commands:label",
+    ),
     "generate": Command(
         "MODEL --prompt P",
         "answer a prompt with a model or a run",
@@ -97,6 +102,7 @@ _LEARNING = frozenset({"train", "resume", "sft", "reward", "rlhf", "dpo"})
 _EXTRAS = {
     "control": frozenset({"av", "gymnasium", "jax", "jaxlib", "mujoco", "optax"}),
     "export": frozenset({"onnx", "onnxruntime"}),
+    "label": frozenset({"fastapi", "sqlalchemy", "starlette", "uvicorn"}),
     "language": frozenset(
         {
             "datasets",

@@ -18,9 +18,7 @@ def item_values(item: Item) -> Values:
     """An item as a row; its arrays as one safetensors file."""
     arrays = None
     if isinstance(item, Segment):
-        arrays = arrays_to_bytes(
-            {name: np.ascontiguousarray(a) for name, a in item.arrays().items()}
-        )
+        arrays = arrays_to_bytes(item.arrays())
     return {
         "id": item.id,
         "kind": "segment" if isinstance(item, Segment) else "text",

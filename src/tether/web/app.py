@@ -136,7 +136,10 @@ def create_app(
             raise HTTPException(404, "there is no such clip")
         ready = await run_in_threadpool(questions.clip, item, format, Priority.SHOWN)  # type: ignore[arg-type]
         # Shielded: whoever asked may have gone, but others wait for the same clip.
-        path = await asyncio.shield(asyncio.wrap_future(ready))
+        try:
+            path = await asyncio.shield(asyncio.wrap_future(ready))
+        except UserError as error:
+            raise HTTPException(503, str(error)) from error
         # A clip is named by its content, so it never changes.
         keep = {"Cache-Control": "private, max-age=31536000, immutable"}
         return FileResponse(path, media_type=_MEDIA[format], headers=keep)
@@ -155,9 +158,7 @@ def _answer_errors(app: FastAPI) -> None:
 
         return reply
 
-    app.add_exception_handler(
-        HTTPException, told(lambda e: e.status_code, lambda e: str(e.detail).lower())
-    )
+    app.add_exception_handler(HTTPException, told(lambda e: e.status_code, lambda e: str(e.detail)))
     app.add_exception_handler(
         RequestValidationError,
         told(lambda e: 400 if e.errors()[0]["type"] == "json_invalid" else 422, _first_mistake),
@@ -165,6 +166,13 @@ def _answer_errors(app: FastAPI) -> None:
     app.add_exception_handler(UnknownError, told(lambda _: 404, str))
     app.add_exception_handler(UserError, told(_status_of, str))
     app.add_exception_handler(OSError, told(_status_of_os, _line_of_os))
+
+
+def _line_of_http(error: HTTPException) -> str:
+    # FastAPI's words for a body that is not UTF-8, or nested too deeply.
+    if error.detail == "There was an error parsing the body":
+        return "the request is not JSON"
+    return str(error.detail)
 
 
 def _status_of(error: UserError) -> int:

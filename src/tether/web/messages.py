@@ -53,6 +53,7 @@ class ReleaseRequest(_Request):
 
     uuid: Uuid
     lease: Id
+    query: Id
     annotator: Name
     skip: bool = False
 

@@ -33,7 +33,7 @@ from tether.web.rendering import Priority, Renderer
 
 if TYPE_CHECKING:
     from tether.control.drawing import Format
-    from tether.preferences.leases import Lease
+    from tether.preferences.replies import Lease
 
 _SKIPPED_FOR: Final = 600.0
 """Seconds until a skipped comparison may come back to the one who skipped it."""
@@ -162,12 +162,9 @@ class Questions:
 
     def release(self, asked: ReleaseRequest) -> ReleaseReply:
         """Gives a comparison back; a skipped one is not offered to its annotator for a while."""
-        query = next((q for q in [self._leased_query(asked.lease, asked.annotator)] if q), None)
-        if query is None:
-            return ReleaseReply(released=False)
         if asked.skip:
             with self._lock:
-                self._skipped.setdefault(asked.annotator, {})[query] = time.monotonic()
+                self._skipped.setdefault(asked.annotator, {})[asked.query] = time.monotonic()
         return ReleaseReply(released=self.store.release(asked.lease))
 
     def progress(self, annotator: str) -> ProgressReply:
@@ -249,12 +246,6 @@ class Questions:
             if "has no query" not in str(error):
                 raise
             raise UnknownError(f"the store has no comparison {query}") from error
-
-    def _leased_query(self, lease: str, annotator: str) -> str | None:
-        held = self.store.held(lease)
-        if held is None or held.annotator != annotator:
-            return None
-        return held.query.id
 
     def _skips(self, annotator: str) -> Collection[str]:
         before = time.monotonic() - _SKIPPED_FOR

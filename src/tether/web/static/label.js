@@ -343,7 +343,7 @@ async function skip() {
   page.queue = page.queue.filter((one) => one !== pair);
   announce("Skipped.");
   show(page.queue[0] || null);
-  page.outbox.add("/api/release", { uuid: uuid(), lease: pair.lease, annotator: page.name, skip: true });
+  page.outbox.add("/api/release", { uuid: uuid(), lease: pair.lease, query: pair.query, annotator: page.name, skip: true });
 }
 
 // ---------------------------------------------------------------- ranking
