@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from sqlalchemy import Table, case, func, select
@@ -55,6 +55,22 @@ def standing(database: Database) -> Iterator[tuple[Query, Answer]]:
         if len(answers) < _PAGE:
             return
         after = answers[-1].cursor
+
+
+def standing_answers(database: Database, queries: Sequence[str]) -> dict[str, list[Answer]]:
+    """Standing answers to some queries, by query, oldest first."""
+    found: dict[str, list[Answer]] = {}
+    with database.reading() as connection:
+        for start in range(0, len(queries), _PAGE):
+            rows = connection.execute(
+                select(answers_table)
+                .join(standing_table, standing_table.c.cursor == answers_table.c.cursor)
+                .where(standing_table.c.query.in_(queries[start : start + _PAGE]))
+                .order_by(standing_table.c.cursor)
+            )
+            for row in rows:
+                found.setdefault(row.query, []).append(answer_from(row))
+    return found
 
 
 def counts(database: Database, now: float) -> Counts:

@@ -306,6 +306,12 @@ class Store:
 
         return reading.standing(self._database)
 
+    def standing_answers(self, queries: Sequence[str]) -> dict[str, list[Answer]]:
+        """Standing answers to some queries, by query, oldest first; those that have any."""
+        from tether.preferences import reading
+
+        return reading.standing_answers(self._database, queries)
+
     def counts(self) -> Counts:
         """How far the store has got."""
         from tether.preferences import reading
