@@ -85,6 +85,8 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        # Starting the process that draws takes seconds; the first clip should not wait for it.
+        await run_in_threadpool(questions.warm_up)
         yield
         await run_in_threadpool(renderer.close)
 
@@ -158,7 +160,7 @@ def _answer_errors(app: FastAPI) -> None:
 
         return reply
 
-    app.add_exception_handler(HTTPException, told(lambda e: e.status_code, lambda e: str(e.detail)))
+    app.add_exception_handler(HTTPException, told(lambda e: e.status_code, _line_of_http))
     app.add_exception_handler(
         RequestValidationError,
         told(lambda e: 400 if e.errors()[0]["type"] == "json_invalid" else 422, _first_mistake),

@@ -118,10 +118,8 @@ def label(arguments: Sequence[str]) -> None:
             h11_max_incomplete_event_size=32 * 1024,
         )
         server = uvicorn.Server(config)
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(server.serve(sockets=[listener]))
-        except KeyboardInterrupt:
-            pass
         counts = store.counts()
         line = f"ended; {counts.answered} labels are in {store.name}"
         say(line)

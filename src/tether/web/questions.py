@@ -91,7 +91,6 @@ class Questions:
         self._mine: dict[str, int] = {}
         self._items: OrderedDict[str, Segment | Text] = OrderedDict()
         self._counts: tuple[float, Any] = (-1e9, None)
-        self._newest: tuple[int, Segment] | None = None
 
     def session(self) -> SessionReply:
         """What a page needs to begin."""
@@ -206,6 +205,12 @@ class Questions:
         if not isinstance(newest, Segment):
             return None
         return PolicyClip(item=query.items[-1], step=max(query.step, newest.step))
+
+    def warm_up(self) -> None:
+        """Begins to draw the newest clip, if there is one."""
+        newest = self.policy()
+        if newest is not None:
+            self.clip(newest.item, "mp4", Priority.POLICY)
 
     def _pair(self, lease: Lease, format: Format, priority: Priority | None) -> Pair:
         query = lease.query

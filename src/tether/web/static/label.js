@@ -286,6 +286,7 @@ function submit(fields, said, mark) {
     uuid: uuid(), query: pair.query, lease: pair.lease, annotator: page.name, time: Date.now() / 1000,
     latency: Math.round(performance.now() - page.shownAt) / 1000, preference: null, ranking: null, ...fields,
   };
+  page.current = null; // answered: what the server still holds must not bring it back
   page.answered.push(pair);
   page.recent.push(Date.now());
   page.queue = page.queue.filter((one) => one.query !== pair.query);
