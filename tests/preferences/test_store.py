@@ -43,7 +43,7 @@ def test_items_come_back_as_they_were(store: Store) -> None:
         assert array.dtype == back.arrays()[name].dtype
         np.testing.assert_array_equal(array, back.arrays()[name])
     assert list(store.all_items()) == items
-    with pytest.raises(UserError, match="the store has no item 0{32}"):
+    with pytest.raises(UserError, match=r"the store has no item 0{32}"):
         store.item("0" * 32)
 
 
@@ -203,7 +203,7 @@ def test_readers_go_by_cursor_and_see_every_row_once(store: Store) -> None:
 
 def test_answers_in_one_transaction_are_all_kept_or_none(store: Store) -> None:
     first, second = fill(store, 2)
-    with pytest.raises(UserError, match="the store has no query f{32}"):
+    with pytest.raises(UserError, match=r"the store has no query f{32}"):
         store.answer_all([Answer(first.id, 1.0, "ada"), Answer("f" * 32, 1.0, "ada")])
     assert store.answers() == []
     receipts = store.answer_all([Answer(q.id, 1.0, "ada") for q in (first, second)])

@@ -20,6 +20,7 @@ from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 
 from tether.errors import StoreError
 from tether.learning.storage.durable import sync_folder
+from tether.preferences.places import SQLITE_MAGIC, is_url
 from tether.preferences.schema import SCHEMA, metadata, store_table
 
 BUSY_SECONDS: Final = 60.0
@@ -28,7 +29,6 @@ BUSY_SECONDS: Final = 60.0
 # PostgreSQL: held while answers are appended, so that they appear in the order of their cursors.
 _LOG_LOCK: Final = 0x7E7E_0001
 _CREATION_LOCK: Final = 0x7E7E_0002
-_MAGIC: Final = b"SQLite format 3\0"
 
 
 class Database:
@@ -163,11 +163,6 @@ _SQLITE_ERRORS: Final = {
 }
 
 
-def is_url(location: str) -> bool:
-    """Whether a store is meant by URL."""
-    return location.startswith(("sqlite:", "postgresql:", "postgresql+", "postgres:"))
-
-
 def _url(location: str | Path) -> URL:
     if isinstance(location, Path) or "://" not in location:
         return URL.create("sqlite", database=str(Path(location).expanduser()))
@@ -235,7 +230,7 @@ def _prepare_file(path: Path, *, create: bool) -> None:
             raise StoreError(f"store {path} is a folder; give a file in it")
         if path.exists():
             with path.open("rb") as file:
-                if file.read(len(_MAGIC)) != _MAGIC:
+                if file.read(len(SQLITE_MAGIC)) != SQLITE_MAGIC:
                     raise StoreError(f"{path} is not a store of tether")
             return
         if not create:

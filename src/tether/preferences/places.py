@@ -1,0 +1,35 @@
+"""Where a store is: a file, a run's folder that has one, or a URL. Nothing is opened here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+STORE_FILE: Final = "preferences.sqlite"
+"""A run's own store, in its folder."""
+
+SQLITE_MAGIC: Final = b"SQLite format 3\0"
+
+
+def store_in(location: str | Path) -> str | Path:
+    """Where the store is that a user means: a run's folder stands for the store in it."""
+    if is_url(str(location)):
+        return location
+    path = Path(location).expanduser()
+    return path / STORE_FILE if path.is_dir() else path
+
+
+def is_store(location: str | Path) -> bool:
+    """Whether a store is meant: by URL, or a file or a run's folder that has one."""
+    if is_url(str(location)):
+        return True
+    try:
+        with Path(store_in(location)).open("rb") as file:
+            return file.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC
+    except OSError:
+        return False
+
+
+def is_url(location: str) -> bool:
+    """Whether a store is meant by URL."""
+    return location.startswith(("sqlite:", "postgresql:", "postgresql+", "postgres:"))
