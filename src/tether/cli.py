@@ -107,7 +107,6 @@ _LEARNING = frozenset({"train", "resume", "sft", "reward", "rlhf", "dpo"})
 _EXTRAS = {
     "control": frozenset({"av", "gymnasium", "jax", "jaxlib", "mujoco", "optax"}),
     "export": frozenset({"onnx", "onnxruntime"}),
-    "label": frozenset({"fastapi", "sqlalchemy", "starlette", "uvicorn"}),
     "language": frozenset(
         {
             "datasets",
@@ -121,7 +120,7 @@ _EXTRAS = {
             "transformers",
         }
     ),
-    "label": frozenset({"fastapi", "krippendorff", "sqlalchemy", "uvicorn"}),
+    "label": frozenset({"fastapi", "krippendorff", "sqlalchemy", "starlette", "uvicorn"}),
     "postgres": frozenset({"psycopg"}),
 }
 

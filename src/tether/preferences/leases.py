@@ -42,7 +42,9 @@ def claim(
         without: ids of queries not to be given.
         only: id of the one query to be given; None: any.
     """
-    wanted = [queries_table.c.id.not_in(without)] if without else []
+    wanted: list[ColumnElement[bool]] = []
+    if without:
+        wanted.append(queries_table.c.id.not_in(without))
     if only is not None:
         wanted.append(queries_table.c.id == only)
     expires = now + seconds

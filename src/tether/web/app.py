@@ -146,7 +146,7 @@ def create_app(
         keep = {"Cache-Control": "private, max-age=31536000, immutable"}
         return FileResponse(path, media_type=_MEDIA[format], headers=keep)
 
-    app.add_middleware(Guard, token=token, hosts=hosts or Hosts())  # type: ignore[arg-type]
+    app.add_middleware(Guard, token=token, hosts=hosts or Hosts())
     return app
 
 

@@ -20,7 +20,8 @@ import tyro
 from tether.arguments import parse, print_json, say
 from tether.errors import Interrupted, UserError
 from tether.learning.run import Run
-from tether.preferences.store import STORE_FILE, Store
+from tether.preferences.places import STORE_FILE, is_url
+from tether.preferences.store import Store
 
 PORT: Final = 8765
 _TRIED: Final = 10
@@ -148,7 +149,7 @@ def _place(given: str) -> _Place:
     Raises:
         UserError: there is nothing of that name, or it is neither.
     """
-    if "://" in given:
+    if is_url(given):
         name = hashlib.sha256(given.encode()).hexdigest()[:12]
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         return _Place(given, None, cache / "tether" / "clips" / name)

@@ -192,7 +192,7 @@ async def _body(receive: Receive, headers: dict[str, str]) -> bytes | None:
             return None
     except ValueError:
         return None
-    body = b""
+    body: bytes = b""
     while True:
         message = await receive()
         body += message.get("body", b"")

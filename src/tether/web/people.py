@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
+from tether.preferences.agreement import agreement
 from tether.preferences.store import Store
-from tether.web.messages import AnnotatorReply, PeopleReply
+from tether.web.messages import AgreementReply, AnnotatorReply, PeopleReply
 
 
 def people(store: Store) -> PeopleReply:
@@ -21,4 +24,25 @@ def people(store: Store) -> PeopleReply:
         )
         for one in store.annotators()
     ]
-    return PeopleReply(annotators=annotators, pairs=[], alpha=None)
+    # Two are needed to agree, and most stores have one.
+    found = agreement(a for _, a in store.standing()) if len(annotators) > 1 else None
+    pairs = [] if found is None else found.pairs
+    return PeopleReply(
+        annotators=annotators,
+        pairs=[
+            AgreementReply(
+                first=one.first,
+                second=one.second,
+                both=one.judgements,
+                same=one.same,
+                kappa=_number(one.kappa),
+            )
+            for one in pairs
+        ],
+        alpha=None if found is None else _number(found.alpha),
+    )
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None
