@@ -6,18 +6,18 @@ file named by the content of its segment and by how it was drawn, so it is made 
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
 import re
 import sys
 import uuid
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import gymnasium as gym
 import numpy as np
@@ -37,7 +37,10 @@ from tether.learning.storage.durable import sync_folder
 if TYPE_CHECKING:
     from tether.preferences.records import Segment
 
-_OTHERWISE = "`tether prefer --teacher oracle` needs no pictures"
+_SCENES_KEPT: Final = 2
+_scenes: OrderedDict[tuple[str, str, int], gym.Env[Any, Any]] = OrderedDict()
+
+_OTHERWISE: Final = "`tether prefer --teacher oracle` needs no pictures"
 
 
 @dataclass(frozen=True)
@@ -147,9 +150,18 @@ def _timing(dt: float, style: ClipStyle) -> tuple[int, float]:
     return keep, max(1.0, steps / keep)
 
 
-@functools.lru_cache(maxsize=2)
 def _scene(env: str, env_kwargs: str, size: int) -> gym.Env[Any, Any]:
-    """An environment to draw in; making one, and its renderer, costs more than a clip."""
+    """An environment to draw in, kept: making one, and its renderer, costs more than a clip."""
+    key = (env, env_kwargs, size)
+    if key not in _scenes:
+        while len(_scenes) >= _SCENES_KEPT:
+            _scenes.popitem(last=False)[1].close()
+        _scenes[key] = _made_scene(env, env_kwargs, size)
+    _scenes.move_to_end(key)
+    return _scenes[key]
+
+
+def _made_scene(env: str, env_kwargs: str, size: int) -> gym.Env[Any, Any]:
     module = env.rpartition(":")[0]
     if module and module not in sys.modules:
         raise UserError(
@@ -160,8 +172,8 @@ def _scene(env: str, env_kwargs: str, size: int) -> gym.Env[Any, Any]:
     given.pop("render_mode", None)
     world = drawn_environment(env, {**given, "width": size, "height": size})
     try:
-        if not hasattr(world.unwrapped, "set_state"):
-            raise UserError(f"{env} has no set_state, so its segments cannot be shown")
+        if not hasattr(world.unwrapped, "mujoco_renderer"):
+            raise UserError(f"{env} is no MuJoCo environment, so its segments cannot be shown")
         prepare_scene(world)
         choose_renderer()
         world.reset(seed=0)
@@ -183,6 +195,8 @@ def _drawn(
             f"velocities {velocities.shape[1:]}; expected ({model.nq},) and ({model.nv},)"
         )
     for qpos, qvel in zip(positions, velocities, strict=True):
+        # Gymnasium makes a context current when it is made, and draws into whichever is current.
+        inner.mujoco_renderer.viewer.make_context_current()
         inner.set_state(np.asarray(qpos, float), np.asarray(qvel, float))
         yield render(world)
 

@@ -120,6 +120,7 @@ class Player {
       video.addEventListener("canplay", () => this.begin());
       video.playbackRate = this.rate;
     }
+    videos[0]?.addEventListener("timeupdate", () => this.align());
     this.begun = false;
     this.begin();
   }
@@ -130,9 +131,17 @@ class Player {
   }
   again() {
     for (const video of this.videos) {
-      video.currentTime = 0;
+      if (video.currentTime > 0) video.currentTime = 0;
       video.playbackRate = this.rate;
       video.play().catch(() => {}); // a browser that forbids playing shows the first frames
+    }
+  }
+  align() {
+    // A busy machine may drop one clip behind the other.
+    const [first, ...others] = this.videos;
+    if (!first || first.seeking || first.paused) return;
+    for (const video of others) {
+      if (!video.ended && !video.seeking && Math.abs(video.currentTime - first.currentTime) > 0.15) video.currentTime = first.currentTime;
     }
   }
   ended() {
@@ -188,9 +197,10 @@ function cardOf(item, label, choose) {
     const video = videoOf(item).isConnected ? videoOf(item).cloneNode() : videoOf(item);
     video.setAttribute("aria-label", `${label} clip`);
     video.muted = true;
-    const ready = () => video.readyState >= 2 && card.classList.add("ready");
-    video.addEventListener("loadeddata", ready);
-    ready();
+    // Not by readyState alone: a video that is being sent to its beginning says that it has nothing.
+    const ready = () => card.classList.add("ready");
+    for (const name of ["loadeddata", "canplay", "playing"]) video.addEventListener(name, ready);
+    if (video.readyState >= 2) ready();
     const failed = async () => {
       let told = "The clip cannot be loaded.";
       try {
@@ -476,7 +486,7 @@ function shape(tag, attributes, text) {
 }
 
 function plot({ title, points }, second) {
-  const [W, H, left, bottom] = [256, 104, 34, 16];
+  const [W, H, left, bottom] = [256, 104, 40, 16];
   const xs = points.map((p) => p[0]), ys = points.map((p) => p[1]);
   const [x0, x1] = [Math.min(...xs), Math.max(...xs)];
   let [y0, y1] = [Math.min(...ys), Math.max(...ys)];
