@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,19 @@ import pytest
 pytest.importorskip("sqlalchemy")
 
 from tether.control import clips as clips_module
-from tether.control.clips import Clips, ClipStyle, frames_of
+from tether.control.clips import Clips, ClipStyle, forget_scenes, frames_of
 from tether.control.drawing import choose_renderer, prepare_scene
 from tether.errors import UserError
 from tether.preferences.items import Segment
+
+
+@pytest.fixture(autouse=True)
+def own_scenes() -> Iterator[None]:
+    """Other tests of this process draw as well, and free their buffers whenever they like."""
+    forget_scenes()
+    gc.collect()
+    yield
+    forget_scenes()
 
 
 def hopper(steps: int, **changes: Any) -> Segment:
@@ -82,11 +93,14 @@ def test_frames_are_the_recorded_states(tmp_path: Path) -> None:
 
 def test_scenes_do_not_draw_into_each_other() -> None:
     """Several environments in one process, as in a store of several; one more than are kept."""
-    segments = [hopper(1), hopper(1, env_kwargs={"reset_noise_scale": 0.1})]
-    for which, size in ((0, 48), (0, 64), (0, 48), (0, 64), (1, 48), (0, 64), (0, 48), (1, 48)):
+    cheetah = {"env": "HalfCheetah-v5", "qpos": np.zeros((1, 9)), "qvel": np.zeros((1, 9))}
+    segments = [hopper(1), hopper(1, **cheetah)]
+    seen: dict[tuple[int, int], np.ndarray] = {}
+    for which, size in ((0, 48), (1, 64), (0, 48), (1, 64), (1, 48), (0, 48), (1, 64), (0, 48)):
         [frame] = frames_of(segments[which], ClipStyle(size=size))[0]
         assert frame.shape == (size, size, 3)
         assert frame.std() > 20
+        assert np.array_equal(seen.setdefault((which, size), frame), frame)
 
 
 @pytest.mark.parametrize(("speed", "seconds"), [(1.0, 1.5), (0.5, 3.0), (3.0, 0.5)])

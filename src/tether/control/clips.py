@@ -155,10 +155,25 @@ def _scene(env: str, env_kwargs: str, size: int) -> gym.Env[Any, Any]:
     key = (env, env_kwargs, size)
     if key not in _scenes:
         while len(_scenes) >= _SCENES_KEPT:
-            _scenes.popitem(last=False)[1].close()
+            _close_scene(_scenes.popitem(last=False)[1])
         _scenes[key] = _made_scene(env, env_kwargs, size)
     _scenes.move_to_end(key)
     return _scenes[key]
+
+
+def forget_scenes() -> None:
+    """Closes the environments that are kept to draw in."""
+    while _scenes:
+        _close_scene(_scenes.popitem()[1])
+
+
+def _close_scene(world: gym.Env[Any, Any]) -> None:
+    inner: Any = world.unwrapped
+    viewer = inner.mujoco_renderer.viewer
+    # Freed later, under another scene's context, it would take that one's buffers with it.
+    viewer.make_context_current()
+    viewer.con.free()
+    world.close()
 
 
 def _made_scene(env: str, env_kwargs: str, size: int) -> gym.Env[Any, Any]:
