@@ -57,6 +57,15 @@ def test_files_that_are_no_stores(tmp_path: Path) -> None:
     assert not (tmp_path / "a.sqlite").exists()
 
 
+def test_a_store_is_written_ahead_and_through(tmp_path: Path) -> None:
+    path = tmp_path / "a.sqlite"
+    with Store.open(path) as store, store._database.writing() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        # 2 is FULL.
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+    assert {file.name for file in tmp_path.iterdir()} == {"a.sqlite"}
+
+
 def test_a_damaged_store(tmp_path: Path) -> None:
     path = tmp_path / "a.sqlite"
     with Store.open(path) as store:

@@ -123,9 +123,8 @@ def _show(arguments: Sequence[str]) -> None:
         f"{counts.leased} being looked at, {counts.open} open"
     )
     if annotators:
-        print(
-            f"{'annotator':20} {'answers':>8} {'ties':>6} {'skipped':>8} {'undone':>7} {'seconds':>8}"
-        )
+        titles = f"{'answers':>8} {'ties':>6} {'skipped':>8} {'undone':>7} {'seconds':>8}"
+        print(f"{'annotator':20} {titles}")
     for one in annotators:
         seconds = "" if one.seconds is None else f"{one.seconds:.1f}"
         print(

@@ -17,8 +17,8 @@ POINTS: Final = 240
 
 # Titles, and the names under which methods write what they stand for, the best first.
 _CURVES: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
-    ("Learned reward", ("learned/return", "learned_return/mean", "reward/learned", "reward/mean")),
-    ("Policy return", ("return/mean", "true_return/mean", "win_rate")),
+    ("Learned reward", ("reward/learned_mean", "reward/mean")),
+    ("Policy return", ("return/mean", "win_rate")),
 )
 
 
