@@ -70,6 +70,11 @@ COMMANDS: dict[str, Command] = {
         "sample n answers, keep the one that scores best",
         "tether.language.commands.best_of_n:best_of_n",
     ),
+    "label": Command(
+        "RUN|STORE",
+        "serve the page on which people compare clips or texts",
+        "tether.web.commands:label",
+    ),
     "generate": Command(
         "MODEL --prompt P",
         "answer a prompt with a model or a run",
@@ -125,7 +130,7 @@ _EXTRAS = {
             "transformers",
         }
     ),
-    "label": frozenset({"fastapi", "krippendorff", "sqlalchemy", "uvicorn"}),
+    "label": frozenset({"fastapi", "krippendorff", "sqlalchemy", "starlette", "uvicorn"}),
     "postgres": frozenset({"psycopg"}),
 }
 

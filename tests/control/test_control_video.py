@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from tether import cli
-from tether.control import video
+from tether.control import drawing
+from tether.control.drawing import choose_renderer
 from tether.control.training import TrainedPolicy as Trained
-from tether.control.video import choose_renderer, film
+from tether.control.video import film
 from tether.errors import UserError
 
 
@@ -33,10 +34,10 @@ def robot_pixels(world: gym.Env[Any, Any], x: float) -> int:
 
 @pytest.mark.parametrize("env", ["HalfCheetah-v5", "Swimmer-v5"])
 def test_the_robot_never_runs_out_of_the_picture(env: str) -> None:
-    video.choose_renderer()
+    drawing.choose_renderer()
     world = gym.make(env, render_mode="rgb_array", width=160, height=160)
     world.reset(seed=0)
-    video._prepare_scene(world)
+    drawing.prepare_scene(world)
     here = robot_pixels(world, 0.0)
     far_away = robot_pixels(world, 30.0)
     world.close()
@@ -111,7 +112,7 @@ def test_no_renderer_is_one_clear_line(tmp_path: Path) -> None:
     unset = ("DISPLAY", "MUJOCO_GL", "PYOPENGL_PLATFORM")
     environment = {name: value for name, value in os.environ.items() if name not in unset}
     script = textwrap.dedent("""
-        from tether.control.video import choose_renderer
+        from tether.control.drawing import choose_renderer
         from tether.errors import UserError
         try:
             choose_renderer()

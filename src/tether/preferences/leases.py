@@ -9,10 +9,10 @@ before it locked them.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, insert, select, update
 
 from tether.preferences.replies import Lease
 from tether.preferences.rows import query_from
@@ -93,7 +93,15 @@ _END = delete(leases_table).where(leases_table.c.id == bindparam("lease"))
 
 
 def claim(
-    connection: Connection, annotator: str, *, count: int, now: float, seconds: float, overlap: int
+    connection: Connection,
+    annotator: str,
+    *,
+    count: int,
+    now: float,
+    seconds: float,
+    overlap: int,
+    without: Collection[str] = (),
+    only: str | None = None,
 ) -> list[Lease]:
     """Leases up to `count` queries, first those that the annotator holds already, renewed.
 
@@ -104,10 +112,20 @@ def claim(
         now: seconds since 1970.
         seconds: how long they are held.
         overlap: how many annotators are to answer each query.
+        without: ids of queries not to be given.
+        only: id of the one query to be given; None: any.
     """
+    wanted: list[ColumnElement[bool]] = []
+    if without:
+        wanted.append(queries_table.c.id.not_in(without))
+    if only is not None:
+        wanted.append(queries_table.c.id == only)
+    held_of, candidates = (
+        statement.where(*wanted) if wanted else statement for statement in (_HELD, _CANDIDATES)
+    )
     expires = now + seconds
     asked = {"annotator": annotator, "now": now, "overlap": overlap, "count": count}
-    held = connection.execute(_HELD, asked).all()
+    held = connection.execute(held_of, asked).all()
     if held:
         connection.execute(_RENEW, [{"lease": row.lease, "until": expires} for row in held])
     leases = [Lease(row.lease, query_from(row), annotator, expires) for row in held]
@@ -122,7 +140,7 @@ def claim(
                 "room": room,
                 "count": count - len(leases),
             }
-            rows = connection.execute(_CANDIDATES, asked).all()
+            rows = connection.execute(candidates, asked).all()
             if not rows:
                 break
             leases += _lease(connection, rows, annotator, now=now, expires=expires, room=room)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -158,6 +158,17 @@ class Store:
 
         return contents.by_id(self._database, queries_table, [query], query_from)[0]
 
+    def newest_query(self) -> Query | None:
+        """The query that was added last; None: there is none yet."""
+        from sqlalchemy import select
+
+        from tether.preferences.rows import query_from
+        from tether.preferences.schema import queries_table as table
+
+        with self._database.reading() as connection:
+            row = connection.execute(select(table).order_by(table.c.number.desc()).limit(1)).first()
+        return None if row is None else query_from(row)
+
     def all_items(self) -> Iterator[Item]:
         """Every item, in the order in which they were added."""
         from tether.preferences.rows import item_from
@@ -173,7 +184,14 @@ class Store:
         return (query_from(row) for row in self._pages(queries_table, "number", 0))
 
     def claim(
-        self, annotator: str, *, count: int = 1, seconds: float = 120.0, overlap: int = 1
+        self,
+        annotator: str,
+        *,
+        count: int = 1,
+        seconds: float = 120.0,
+        overlap: int = 1,
+        without: Collection[str] = (),
+        only: str | None = None,
     ) -> list[Lease]:
         """Gives an annotator queries to answer, which nobody else is given meanwhile.
 
@@ -184,6 +202,9 @@ class Store:
             count: of queries, at most.
             seconds: until they may be given to others.
             overlap: how many different annotators are to answer each query.
+            without: ids of queries not to be given, such as those the annotator has skipped.
+            only: id of the one query to be given, such as one whose answer was taken back; None:
+                any.
 
         Returns:
             Up to `count` leases; none if there is nothing to answer.
@@ -205,6 +226,8 @@ class Store:
                 now=self._clock(),
                 seconds=seconds,
                 overlap=overlap,
+                without=without,
+                only=only,
             )
 
         return self._write(work)
