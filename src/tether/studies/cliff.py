@@ -75,7 +75,9 @@ class CliffConfig(Config):
     """The radius of the trust region that is drawn."""
 
 
-def run(config: CliffConfig, out: Path, *, workers: int = 2) -> dict[str, Any]:
+def run(
+    config: CliffConfig, out: Path, *, workers: int = 2, cluster: str | None = None
+) -> dict[str, Any]:
     """Does what is left, writes ``cliff.json`` and ``cliff.png``; returns the former.
 
     Raises:
@@ -88,7 +90,7 @@ def run(config: CliffConfig, out: Path, *, workers: int = 2) -> dict[str, Any]:
     trpo = configure("trpo").dump()
     one = Trial("one-step", one_step, {"study": settings, "trpo": trpo})
     chosen = trainings(config)
-    results = run_trials([one, *chosen], out, workers=workers)
+    results = run_trials([one, *chosen], out, workers=workers, cluster=cluster)
     return report.write(out, config.dump(), chosen, results)
 
 

@@ -135,7 +135,13 @@ def _connect(address: str) -> None:
     before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**how, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except ray.exceptions.AuthenticationError:
+        raise UserError(
+            f"cannot use a Ray cluster at {address}: it has token authentication, and its token is "
+            "not known here or not the same; set RAY_AUTH_TOKEN_PATH to the file of the token that "
+            "`ray start` had"
+        ) from None
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise UserError(
             f"cannot use a Ray cluster at {address}: {reason}; expected local, or the HOST:PORT "

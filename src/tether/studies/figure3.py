@@ -57,13 +57,16 @@ class Figure3Config(Config):
         return methods
 
 
-def run(config: Figure3Config, out: Path, *, workers: int = 2) -> dict[str, Any]:
+def run(
+    config: Figure3Config, out: Path, *, workers: int = 2, cluster: str | None = None
+) -> dict[str, Any]:
     """Trains what is left, draws the grid and tabulates it.
 
     Args:
         config: the settings.
         out: the study's folder; trainings that are there already are not done again.
         workers: trainings side by side.
+        cluster: ``local`` or the address of a Ray cluster that does them in their place.
 
     Returns:
         What ``figure3.json`` says.
@@ -73,7 +76,7 @@ def run(config: Figure3Config, out: Path, *, workers: int = 2) -> dict[str, Any]
     """
     chosen = trials(config)
     check_envs(config.envs)
-    results = run_trials(chosen, out, workers=workers)
+    results = run_trials(chosen, out, workers=workers, cluster=cluster)
     return report.write(out, config.dump(), chosen, results)
 
 

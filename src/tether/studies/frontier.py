@@ -70,13 +70,16 @@ class FrontierConfig(SentimentConfig):
     """Held-out prompts for best-of-N, each sampled 128 times."""
 
 
-def run(config: FrontierConfig, out: Path, *, workers: int = 2) -> dict[str, Any]:
+def run(
+    config: FrontierConfig, out: Path, *, workers: int = 2, cluster: str | None = None
+) -> dict[str, Any]:
     """Carries out what is left of the study in `out`, draws it and tabulates it.
 
     Args:
         config: the settings; those of an earlier start in `out`.
         out: the study's folder.
         workers: policies that learn side by side.
+        cluster: ``local`` or the address of a Ray cluster that does them in their place.
 
     Returns:
         What ``frontier.json`` says.
@@ -88,8 +91,8 @@ def run(config: FrontierConfig, out: Path, *, workers: int = 2) -> dict[str, Any
     results: dict[str, Result] = {}
     # Each of these needs what the one before it made.
     for name, function in (("sft", tune), ("rankings", runs.compare), ("reward", runs.score)):
-        results |= run_trials([Trial(name, function, settings)], out)
-    results |= run_trials(sweep(settings), out, workers=workers)
+        results |= run_trials([Trial(name, function, settings)], out, cluster=cluster)
+    results |= run_trials(sweep(settings), out, workers=workers, cluster=cluster)
     return report.write(out, settings, results)
 
 

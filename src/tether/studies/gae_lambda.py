@@ -161,7 +161,9 @@ def measure(settings: Mapping[str, Any], place: Path) -> Result:
     return {"return": float(table.start @ v), "gradient_norm": size**0.5, "points": points}
 
 
-def run(config: LambdaConfig, out: Path, *, workers: int = 2) -> dict[str, Any]:
+def run(
+    config: LambdaConfig, out: Path, *, workers: int = 2, cluster: str | None = None
+) -> dict[str, Any]:
     """Measures what is left, writes ``lambda.json`` and ``lambda.png``; returns the former.
 
     Raises:
@@ -173,7 +175,7 @@ def run(config: LambdaConfig, out: Path, *, workers: int = 2) -> dict[str, Any]:
         for cost in config.step_costs
         for name in POLICIES
     ]
-    results = run_trials(trials, out, workers=workers)
+    results = run_trials(trials, out, workers=workers, cluster=cluster)
     titles = titles_of(config.step_costs)
     found = {
         "settings": config.dump(),

@@ -71,13 +71,16 @@ class Table1Config(Config):
         return rows
 
 
-def run(config: Table1Config, out: Path, *, workers: int = 2) -> dict[str, Any]:
+def run(
+    config: Table1Config, out: Path, *, workers: int = 2, cluster: str | None = None
+) -> dict[str, Any]:
     """Trains what is left, scores the rows and draws them.
 
     Args:
         config: the settings.
         out: the study's folder; trainings that are there already are not done again.
         workers: trainings side by side.
+        cluster: ``local`` or the address of a Ray cluster that does them in their place.
 
     Returns:
         What ``table1.json`` says; a row's ``score_std`` is the deviation of its score over the
@@ -93,7 +96,9 @@ def run(config: Table1Config, out: Path, *, workers: int = 2) -> dict[str, Any]:
         for env in config.envs
     ]
     # All at once, so that an `out` that holds another study is refused before anything is done.
-    results = run_trials([*begin, *(trial for trial, _ in chosen)], out, workers=workers)
+    results = run_trials(
+        [*begin, *(trial for trial, _ in chosen)], out, workers=workers, cluster=cluster
+    )
     found = gather(config, chosen, results)
     write_json(out / "table1.json", found, indent=None)
     draw(found, out / "table1.png")

@@ -48,13 +48,16 @@ class ThreeStepsConfig(SentimentConfig):
     """The strength of DPO's KL constraint. Raising it keeps the policy closer."""
 
 
-def run(config: ThreeStepsConfig, out: Path, *, workers: int = 2) -> dict[str, Any]:
+def run(
+    config: ThreeStepsConfig, out: Path, *, workers: int = 2, cluster: str | None = None
+) -> dict[str, Any]:
     """Carries out what is left of the study in `out`.
 
     Args:
         config: the settings; those of an earlier start in `out`.
         out: the study's folder.
         workers: policies that learn side by side.
+        cluster: ``local`` or the address of a Ray cluster that does them in their place.
 
     Returns:
         What ``three-steps.json`` says.
@@ -65,10 +68,10 @@ def run(config: ThreeStepsConfig, out: Path, *, workers: int = 2) -> dict[str, A
     settings = config.dump()
     results: dict[str, Result] = {}
     for name, function in (("sft", tune), ("rankings", runs.compare), ("reward", runs.score)):
-        results |= run_trials([Trial(name, function, settings)], out)
+        results |= run_trials([Trial(name, function, settings)], out, cluster=cluster)
     last = [Trial("ppo", reinforce, settings), Trial("dpo", prefer, settings)]
-    run_trials(last, out, workers=workers)
-    results |= run_trials([Trial("judgement", judge, settings)], out)
+    run_trials(last, out, workers=workers, cluster=cluster)
+    results |= run_trials([Trial("judgement", judge, settings)], out, cluster=cluster)
     found = {
         "settings": settings,
         "pairs": results["rankings"]["pairs"],

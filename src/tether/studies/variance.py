@@ -163,7 +163,9 @@ def _quality(several: np.ndarray, truth: np.ndarray, size: float) -> dict[str, f
     }
 
 
-def run(config: VarianceConfig, out: Path, *, workers: int = 2) -> dict[str, Any]:
+def run(
+    config: VarianceConfig, out: Path, *, workers: int = 2, cluster: str | None = None
+) -> dict[str, Any]:
     """Measures what is left, writes ``variance.json`` and ``variance.png``; returns the former.
 
     Raises:
@@ -175,7 +177,7 @@ def run(config: VarianceConfig, out: Path, *, workers: int = 2) -> dict[str, Any
         for cost in config.step_costs
         for name in POLICIES
     ]
-    results = run_trials(trials, out, workers=workers)
+    results = run_trials(trials, out, workers=workers, cluster=cluster)
     titles = titles_of(config.step_costs)
     found = {
         "settings": config.dump(),
