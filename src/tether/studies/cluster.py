@@ -127,6 +127,7 @@ def _connect(address: str) -> None:
     if ray.is_initialized():
         return
     how: dict[str, Any] = {"address": address}
+    _check_reachable(address)
     if address == LOCAL:
         if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
@@ -152,6 +153,21 @@ def _connect(address: str) -> None:
             signal.signal(signal.SIGTERM, before)
     resources = ray.cluster_resources()
     say(f"Ray cluster {address}: {len(ray.nodes())} machines, {resources.get('CPU', 0):g} cores")
+
+
+def _check_reachable(address: str) -> None:
+    """Whether anybody listens there: Ray itself tries for more than a minute."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit()) or "://" in address:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"cannot reach a Ray cluster at {address}: {reason}; expected local, or the HOST:PORT "
+            "that `ray start --head` prints"
+        ) from None
 
 
 def _on_machine(marker: Path, home: Path, work: Callable[..., T], arguments: tuple[Any, ...]) -> T:

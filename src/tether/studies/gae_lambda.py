@@ -45,6 +45,7 @@ from tether.studies.finite_mdp import (
     true_gradient,
     values,
 )
+from tether.studies.provenance import protocol
 from tether.studies.trials import Result, Trial, run_trials
 from tether.studies.variance import POLICIES, ROWS, titles_of
 
@@ -179,6 +180,7 @@ def run(
     titles = titles_of(config.step_costs)
     found = {
         "settings": config.dump(),
+        "protocol": protocol([config.seed], [out / trial.name for trial in trials]),
         "titles": titles,
         "policies": results,
         "best_lambda": best_lambda(results),

@@ -47,6 +47,7 @@ from tether.studies.finite_mdp import (
     true_gradient,
     values,
 )
+from tether.studies.provenance import protocol
 from tether.studies.trials import Result, Trial, run_trials
 
 WEIGHTS: Final = {
@@ -181,6 +182,7 @@ def run(
     titles = titles_of(config.step_costs)
     found = {
         "settings": config.dump(),
+        "protocol": protocol([config.seed], [out / trial.name for trial in trials]),
         "titles": titles,
         "policies": results,
         "episodes_needed": needed(results),
