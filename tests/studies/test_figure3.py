@@ -110,7 +110,7 @@ class TestProtocol:
             table1: table1.Table1Config,
             cliff: cliff.CliffConfig,
         }
-        with pytest.raises(UserError, match="seeds have 0 and 1000; .* two studies"):
+        with pytest.raises(UserError, match=r"seeds have 0 and 1000; .* two studies"):
             study.run(config[study](seeds="0-1,1000-1001"), tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
@@ -125,6 +125,7 @@ class TestProtocol:
         done = subprocess.run(git, capture_output=True, text=True, check=False)
         if not done.stdout:
             pytest.skip("tether does not lie in a git checkout")
+        provenance.code_version.cache_clear()
         version, _, commit = provenance.code_version().removesuffix(".changed").partition("+")
         assert version == tether.__version__
         assert done.stdout.startswith(commit) and len(commit) == 12
