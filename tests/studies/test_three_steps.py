@@ -60,7 +60,7 @@ def test_all_four_answer_and_are_judged(model, tmp_path, capsys):
         for sample in found["samples"]
         for name in POLICIES
     )
-    assert "win rate against SFT" in told.err
+    assert "win rate and KL are against SFT" in told.err
     assert (tmp_path / "study" / "three-steps.png").stat().st_size > 5_000
     for name in ("sft", "ppo", "dpo"):
         load_language_model(tmp_path / "study" / "seed-1" / name / "run")

@@ -158,8 +158,13 @@ def _connect(address: str) -> None:
 def _check_reachable(address: str) -> None:
     """Whether anybody listens there: Ray itself tries for more than a minute."""
     host, _, port = address.rpartition(":")
-    if not (host and port.isdigit()) or "://" in address:
+    if address == LOCAL or "://" in address:
         return
+    if not host or not port.isdigit():
+        raise UserError(
+            f"--cluster is {address!r}; expected local, or the HOST:PORT that `ray start --head` "
+            "prints"
+        )
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:

@@ -120,9 +120,9 @@ def show(found: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="base, SFT, PPO and DPO on held-out prompts, before the gold scorer")
-    for column in ("policy", "positive", "95 %", "win rate against SFT", "KL to SFT, nats"):
-        table.add_column(column, justify="left" if column == "policy" else "right")
+    table = Table(title="gold scores of held-out prompts; win rate and KL are against SFT")
+    for column in ("policy", "positive", "95 %", "win rate", "KL, nats"):
+        table.add_column(column, justify="left" if column == "policy" else "right", no_wrap=True)
     for name, row in found["policies"].items():
         gold, kl = row["summaries"]["gold"], row["summaries"]["kl"]
         table.add_row(
