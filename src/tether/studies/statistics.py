@@ -104,8 +104,8 @@ def summarize_tasks(scores: Mapping[str, ArrayLike], *, seed: int = 0) -> dict[s
     if n > 1:
         variances = [values.var(ddof=1) / len(values) for values in tasks]
         found["standard_error"] = float(np.sqrt(sum(variances)) / len(tasks))
-        found["mean_interval"] = interval(tasks, _mean, seed=seed)
-        found["iqm_interval"] = interval(tasks, _iqm, seed=seed)
+        drawn = _draw(tasks, (_mean, _iqm), DRAWS, seed)
+        found["mean_interval"], found["iqm_interval"] = (_middle(values, LEVEL) for values in drawn)
     return found
 
 
@@ -130,13 +130,22 @@ def interval(
         [low, high].
     """
     arrays = [np.asarray(values, float) for values in tasks]
+    return _middle(_draw(arrays, (statistic,), draws, seed)[0], level)
+
+
+def _draw(
+    tasks: Sequence[Numbers], statistics: Sequence[Statistic], draws: int, seed: int
+) -> list[Numbers]:
+    """Every statistic of the same draws, (draws,) each."""
     rng = np.random.default_rng(seed_sequence(seed, Stream.INTERVALS))
-    block = max(1, _BLOCK // sum(map(len, arrays)))
-    found = []
+    block = max(1, _BLOCK // sum(map(len, tasks)))
+    found: list[list[Numbers]] = [[] for _ in statistics]
     for start in range(0, draws, block):
         size = min(block, draws - start)
-        found.append(statistic([v[rng.integers(len(v), size=(size, len(v)))] for v in arrays]))
-    return _middle(np.concatenate(found), level)
+        drawn = [v[rng.integers(len(v), size=(size, len(v)))] for v in tasks]
+        for values, statistic in zip(found, statistics, strict=True):
+            values.append(statistic(drawn))
+    return [np.concatenate(values) for values in found]
 
 
 def mean_band(
