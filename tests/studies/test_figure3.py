@@ -2,19 +2,23 @@
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import tether
 from tether.control.methods.ppo import PPO, PPOConfig
 from tether.control.training import evaluate_run
 from tether.errors import UserError
 from tether.learning.output.metrics import read_metrics
-from tether.studies import control_trials, figure3, figure3_report, table1
+from tether.studies import cliff, control_trials, figure3, figure3_report, provenance, table1
+from tether.studies.figure3_plots import on_one_grid
 from tether.studies.published import PAPER, SOURCES, TABLE_1, task
 
 SMALL = ["--envs", "InvertedPendulum-v5", "--steps", "4096", "--workers", "1", "--json"]
@@ -40,6 +44,91 @@ def test_scores_are_those_of_the_runs(study) -> None:
     score = found["scores"]["InvertedPendulum-v5"]["ppo"]
     assert score["final"] == pytest.approx(np.mean(score["finals"]))
     assert len(score["finals"]) == 2
+    assert score["summary"]["mean"] == score["final"]
+    assert score["summary"]["standard_error"] == pytest.approx(
+        abs(score["finals"][0] - score["finals"][1]) / 2
+    )
+    assert score["summary"]["mean_interval"] == sorted(score["finals"])
+
+
+def test_methods_are_compared_over_tasks(study) -> None:
+    _, out, found = study
+    finals = {m: s["finals"] for m, s in found["scores"]["InvertedPendulum-v5"].items()}
+    wins = [(x > y) + 0.5 * (x == y) for x in finals["ppo"] for y in finals["cem"]]
+    chance = found["improvement"]["over"]["cem"]
+    assert found["improvement"]["of"] == "ppo"
+    assert chance["probability"] == pytest.approx(np.mean(wins))
+    best = max(finals["ppo"] + finals["cem"])
+    floor = found["random"]["InvertedPendulum-v5"]
+    expected = [(score - floor) / (best - floor) for score in finals["ppo"]]
+    assert found["normalized"]["ppo"]["InvertedPendulum-v5"] == pytest.approx(expected)
+    assert found["over_tasks"]["ppo"]["mean"] == pytest.approx(np.mean(expected))
+    for name in ("figure3.png", "figure3-methods.png"):
+        assert (out / name).stat().st_size > 10_000
+
+
+class TestProtocol:
+    def test_the_report_has_ten_seeds_of_ppo_and_trpo_and_five_of_the_others(self) -> None:
+        config = figure3.Figure3Config()
+        seeds = {
+            method: {
+                t.settings["seed"] for t in figure3.trials(config) if t.settings["method"] == method
+            }
+            for method in figure3.METHODS
+        }
+        assert seeds.pop("ppo") == seeds.pop("trpo") == set(range(10))
+        assert all(own == set(range(5)) for own in seeds.values())
+        given = figure3.seeds_of(figure3.Figure3Config(seeds="1000-1001"))
+        assert set(map(tuple, given.values())) == {(1000, 1001)}
+        assert len(table1.trials(table1.Table1Config(rows=("none",)))) == 3 * 7
+
+    def test_a_result_says_which_seeds_and_code_it_has(self, study) -> None:
+        _, _, found = study
+        said = found["protocol"]
+        assert said["seeds"] == {"ppo": [0, 1], "cem": [0, 1]}
+        assert (said["kind"], said["one_version"]) == ("report", True)
+        assert said["code"] == [provenance.code_version()]
+
+    def test_trials_of_two_versions_are_told(self, study, tmp_path, capsys) -> None:
+        config, out, _ = study
+        copy = tmp_path / "figure3"
+        shutil.copytree(out, copy)
+        note = copy / "cem-InvertedPendulum-v5-1" / "provenance.json"
+        note.write_text('{"code": ["0.0.9"]}')
+        (copy / "cem-InvertedPendulum-v5-0" / "provenance.json").unlink()
+        found = figure3.run(config, copy, workers=1)
+        assert found["protocol"]["one_version"] is False
+        assert found["protocol"]["code"] == sorted(["0.0.9", "unknown", provenance.code_version()])
+        lines = provenance.protocol_lines(found["protocol"])
+        assert "come from 3 versions of tether's code" in lines[-1]
+        assert "seeds 0-1: report seeds" in lines[0]
+
+    @pytest.mark.parametrize("study", [figure3, table1, cliff])
+    def test_development_seeds_are_not_reported_among_others(self, tmp_path, study) -> None:
+        config = {
+            figure3: figure3.Figure3Config,
+            table1: table1.Table1Config,
+            cliff: cliff.CliffConfig,
+        }
+        with pytest.raises(UserError, match=r"seeds have 0 and 1000; .* two studies"):
+            study.run(config[study](seeds="0-1,1000-1001"), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    def test_kinds_of_seeds(self) -> None:
+        assert provenance.kind_of(range(10)) == "report"
+        assert provenance.kind_of([1000, 2345]) == "development"
+        assert provenance.kind_of([9, 10]) == provenance.kind_of([999]) == "further"
+
+    def test_the_code_is_the_last_commit_that_changed_it(self) -> None:
+        package = Path(tether.__file__).parent
+        git = ["git", "-C", str(package), "log", "-1", "--format=%H", "--", "."]
+        done = subprocess.run(git, capture_output=True, text=True, check=False)
+        if not done.stdout:
+            pytest.skip("tether does not lie in a git checkout")
+        provenance.code_version.cache_clear()
+        version, _, commit = provenance.code_version().removesuffix(".changed").partition("+")
+        assert version == tether.__version__
+        assert done.stdout.startswith(commit) and len(commit) == 12
 
 
 def test_what_is_done_is_not_done_again(study, monkeypatch) -> None:
@@ -143,7 +232,7 @@ def test_a_killed_study_goes_on_in_the_middle_of_a_training(tmp_path) -> None:
 
 
 def test_curves_meet_on_one_grid() -> None:
-    steps, values = figure3_report.on_one_grid(
+    steps, values = on_one_grid(
         [np.array([[0, 0], [10, 10]]), np.array([[2, 4], [11, 22]])], points=9
     )
     assert (steps[0], steps[-1]) == (2, 10)
@@ -153,7 +242,7 @@ def test_curves_meet_on_one_grid() -> None:
 
 def test_a_curve_that_broke_off_holds_up_no_other() -> None:
     whole = [np.array([[0, 0], [100, 10 * k]]) for k in (1, 2)]
-    steps, values = figure3_report.on_one_grid([*whole, np.array([[0, 5], [40, 5]])], points=11)
+    steps, values = on_one_grid([*whole, np.array([[0, 5], [40, 5]])], points=11)
     assert steps[-1] == 100
     assert np.nanmean(values, 0)[-1] == 15
     assert (np.isnan(values[2]) == (steps > 40)).all()
@@ -170,14 +259,16 @@ def test_every_published_number_has_its_place() -> None:
 
 class TestTable1:
     def test_scores_are_scaled_between_random_and_best(self) -> None:
-        assert table1.normalize(-100.0, -100.0, 900.0) == 0.0
-        assert table1.normalize(900.0, -100.0, 900.0) == 1.0
-        assert table1.normalize(-600.0, -100.0, 900.0) == -0.5
+        assert control_trials.normalize(-100.0, -100.0, 900.0) == 0.0
+        assert control_trials.normalize(900.0, -100.0, 900.0) == 1.0
+        assert control_trials.normalize(-600.0, -100.0, 900.0) == -0.5
 
     def test_random_actions_earn_what_gymnasium_says(self, tmp_path) -> None:
         import gymnasium as gym
 
-        found = table1.random_policy({"env": "InvertedPendulum-v5", "episodes": 200}, tmp_path)
+        found = control_trials.random_policy(
+            {"env": "InvertedPendulum-v5", "episodes": 200}, tmp_path
+        )
         env = gym.make("InvertedPendulum-v5")
         env.action_space.seed(0)
         returns = []
@@ -241,7 +332,7 @@ class TestTable1:
             assert found[row]["score_std"] == pytest.approx(np.std(scores))
 
     def test_random_choices_are_drawn_from_any_space(self, tmp_path) -> None:
-        found = table1.random_policy({"env": "CartPole-v1", "episodes": 50}, tmp_path)
+        found = control_trials.random_policy({"env": "CartPole-v1", "episodes": 50}, tmp_path)
         assert 15 < found["return"] < 30
 
     def test_an_unknown_row_is_named(self, tmp_path) -> None:

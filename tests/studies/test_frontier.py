@@ -17,6 +17,7 @@ from tether.studies.frontier_report import frontier as best_for
 from tether.studies.frontier_report import hull, share_at_or_above
 
 SIZES = {
+    "seeds": "0-1",
     "new_tokens": 6,
     "demonstrations": 16,
     "prompts": 8,
@@ -39,6 +40,13 @@ def config(tmp_path_factory):
 def study(config, tmp_path_factory):
     out = tmp_path_factory.mktemp("study")
     return out, frontier.run(config, out, workers=1)
+
+
+@pytest.fixture(scope="module")
+def one(config, study):
+    """The settings of the first seed, and its folder."""
+    out, _ = study
+    return config.of_seed(0), out / "seed-0"
 
 
 class TestGeometry:
@@ -76,8 +84,8 @@ class TestGeometry:
 
 
 class TestMeasurement:
-    def test_divergence_is_that_of_the_whole_vocabulary(self, config, study):
-        out, _ = study
+    def test_divergence_is_that_of_the_whole_vocabulary(self, one):
+        config, out = one
         reference = load_language_model(out / "sft" / "run")
         policy = load_language_model(out / "dpo-0.05" / "run")
         prompts = config.held_out_prompts(reference.tokenizer)
@@ -97,8 +105,8 @@ class TestMeasurement:
         _, found = study
         assert found["reference"]["kl"] == 0.0
 
-    def test_gold_reads_prompt_and_completion(self, config, study):
-        out, _ = study
+    def test_gold_reads_prompt_and_completion(self, one):
+        config, out = one
         model = load_language_model(out / "sft" / "run")
         prompts = config.held_out_prompts(model.tokenizer)
         found = sentiment.measure(model, model, prompts, new_tokens=6, seed=5)
@@ -111,11 +119,11 @@ class TestMeasurement:
 
 
 class TestData:
-    def test_the_better_completion_comes_first(self, config, study):
-        out, found = study
+    def test_the_better_completion_comes_first(self, one, study):
+        config, out = one
         tokenizer = load_language_model(out / "sft" / "run").tokenizer
         pairs = sentiment.pairs_in(sentiment.read_rankings(out / "rankings" / "rankings.jsonl"))
-        assert len(pairs) == found["pairs"]
+        assert len(pairs) == study[1]["seeds"]["0"]["pairs"]
         assert 0 < len(pairs) <= config.prompts * math.comb(config.samples, 2)
         for pair in pairs:
             first, second = (
@@ -124,8 +132,8 @@ class TestData:
             )
             assert gold_scorer().log_odds([first])[0] > gold_scorer().log_odds([second])[0]
 
-    def test_demonstrations_may_be_of_one_mood(self, study):
-        out, _ = study
+    def test_demonstrations_may_be_of_one_mood(self, one):
+        _, out = one
         tokenizer = load_language_model(out / "sft" / "run").tokenizer
         glad = sentiment.openings(tokenizer, 400, tokens=40, positive=True, seed=0)
         sad = sentiment.openings(tokenizer, 400, tokens=40, positive=False, seed=0)
@@ -141,21 +149,36 @@ class TestStudy:
     def test_every_policy_of_the_paper_is_there(self, study):
         out, found = study
         assert {
-            name: len({p["trial"] for p in points}) for name, points in found["points"].items()
+            name: len({(p["seed"], p["trial"]) for p in points})
+            for name, points in found["points"].items()
         } == {
-            "dpo": 4,
-            "ipo": 4,
-            "ppo-learned": 4,
-            "ppo-gold": 4,
-            "preferred_ft": 1,
-            "unlikelihood": 4,
-            "best-of-n": 1,
+            "dpo": 8,
+            "ipo": 8,
+            "ppo-learned": 8,
+            "ppo-gold": 8,
+            "preferred_ft": 2,
+            "unlikelihood": 8,
+            "best-of-n": 2,
         }
         measured = [p for n, points in found["points"].items() if n != "best-of-n" for p in points]
-        assert len(measured) == 21 * SIZES["measurements"]
+        assert len(measured) == 2 * 21 * SIZES["measurements"]
         assert all(p["kl"] > 0 and 0 < p["gold"] < 1 for p in measured)
         assert json.loads((out / "frontier.json").read_text()) == found
         assert (out / "frontier.png").stat().st_size > 10_000
+
+    def test_seeds_are_averaged_where_all_of_them_reach(self, study):
+        _, found = study
+        for name, means in found["frontiers"].items():
+            own = [seed["frontiers"][name] for seed in found["seeds"].values()]
+            for mean, golds in zip(means, zip(*own, strict=True), strict=True):
+                assert mean == (None if None in golds else pytest.approx(np.mean(golds)))
+        best = found["summaries"]["dpo"]["greatest_gold"]
+        assert best["n"] == 2
+        assert best["mean"] == found["greatest_gold"]["dpo"]
+        assert len({seed["greatest_gold"]["dpo"] for seed in found["seeds"].values()}) == 2
+        assert found["protocol"]["kind"] == "report"
+        chance = found["improvement"]["over"]["ppo-learned"]
+        assert chance["probability"] is None or 0 <= chance["probability"] <= 1
 
     def test_more_to_choose_from_is_better_and_bounded(self, study):
         _, found = study
@@ -168,11 +191,12 @@ class TestStudy:
             # What can be seen of the divergence never exceeds the bound.
             assert -1e-9 <= point["kl"] <= point["bound"] + 1e-9
 
-    def test_a_policy_stopped_half_way_ends_the_same(self, config, study, tmp_path, monkeypatch):
-        out, found = study
+    def test_a_policy_stopped_half_way_ends_the_same(self, one, study, tmp_path, monkeypatch):
+        config, out = one
         for name in ("sft", "rankings", "reward"):
             shutil.copytree(out / name, tmp_path / name)
-        whole = [p for p in found["points"]["ppo-gold"] if p["trial"] == "ppo-gold-3"]
+        points = study[1]["points"]["ppo-gold"]
+        whole = [p for p in points if (p["seed"], p["trial"]) == ("0", "ppo-gold-3")]
         trial = next(t for t in frontier.sweep(config.dump()) if t.name == "ppo-gold-3")
         place = tmp_path / trial.name
         real = frontier._measured
@@ -189,4 +213,4 @@ class TestStudy:
             trial.function(trial.settings, place)
         monkeypatch.setattr(frontier, "_measured", real)
         again = trial.function(trial.settings, place)["points"]
-        assert [{"trial": trial.name, **p} for p in again] == whole
+        assert [{"seed": "0", "trial": trial.name, **p} for p in again] == whole

@@ -7,10 +7,12 @@ from miniature import save_miniature
 
 from tether.cli import main
 from tether.language.models.from_run import load_language_model, load_reward_model
-from tether.studies.three_steps import POLICIES, win_rate
+from tether.studies.three_steps import win_rate
+from tether.studies.three_steps_report import POLICIES
 
 SIZES = {
     "workers": 1,
+    "seeds": "0-1",
     "new-tokens": 6,
     "demonstrations": 16,
     "prompts": 8,
@@ -39,6 +41,14 @@ def test_all_four_answer_and_are_judged(model, tmp_path, capsys):
     code, told, found = carry_out(model, tmp_path / "study", capsys)
     assert code == 0
     assert list(found["policies"]) == list(POLICIES)
+    for row in found["policies"].values():
+        golds = [own["gold"] for own in row["seeds"].values()]
+        assert list(row["seeds"]) == ["0", "1"]
+        assert golds[0] != golds[1]
+        assert row["gold"] == row["summaries"]["gold"]["mean"] == pytest.approx(sum(golds) / 2)
+        assert row["summaries"]["gold"]["mean_interval"] == sorted(golds)
+    assert found["protocol"]["seeds"] == [0, 1]
+    assert "seeds 0-1: report seeds" in told.err
     sft = found["policies"]["sft"]
     assert sft["win_rate"] == 0.5
     assert sft["kl"] == 0.0
@@ -50,11 +60,11 @@ def test_all_four_answer_and_are_judged(model, tmp_path, capsys):
         for sample in found["samples"]
         for name in POLICIES
     )
-    assert "win rate against SFT" in told.err
+    assert "win rate and KL are against SFT" in told.err
     assert (tmp_path / "study" / "three-steps.png").stat().st_size > 5_000
     for name in ("sft", "ppo", "dpo"):
-        load_language_model(tmp_path / "study" / name / "run")
-    load_reward_model(tmp_path / "study" / "reward" / "run")
+        load_language_model(tmp_path / "study" / "seed-1" / name / "run")
+    load_reward_model(tmp_path / "study" / "seed-1" / "reward" / "run")
 
     again = carry_out(model, tmp_path / "study", capsys)
     assert again[2] == found
@@ -75,6 +85,7 @@ def test_win_rate_counts_ties_half():
         (["study", "frontir"], "unknown study 'frontir'; did you mean 'frontier'?"),
         (["study", "frontier", "--samples", "1"], "samples"),
         (["study", "three-steps", "--model", "nowhere"], "nowhere"),
+        (["study", "three-steps", "--seeds", "9,1000"], "seeds have 9 and 1000"),
     ],
 )
 def test_mistakes_are_told_in_one_line(arguments, message, tmp_path, capsys, monkeypatch):

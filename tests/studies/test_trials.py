@@ -212,7 +212,7 @@ def killed_study(function, folder):
     (folder / "study.py").write_text(program)
     study = subprocess.Popen(
         [sys.executable, str(folder / "study.py")],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
     )
     places = [folder / name / "pid" for name in "ab"]
     until(lambda: all(place.exists() and place.read_text() for place in places))

@@ -52,6 +52,7 @@ class Stream(IntEnum):
     COMPARED_SAMPLES = 30
     PPO_PROMPTS = 31
     MEASUREMENT = 32
+    INTERVALS = 33
 
 
 def seed_sequence(seed: int, purpose: Stream, *key: int) -> np.random.SeedSequence:

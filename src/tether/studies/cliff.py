@@ -42,6 +42,7 @@ from tether.learning.seeds import parse_seeds
 from tether.studies import cliff_report as report
 from tether.studies.command_line import carry_out
 from tether.studies.control_trials import check_envs, training_trial
+from tether.studies.provenance import kind_of, protocol
 from tether.studies.seed_list import SeedList
 from tether.studies.trials import Result, Trial, run_trials
 
@@ -75,12 +76,16 @@ class CliffConfig(Config):
     """The radius of the trust region that is drawn."""
 
 
-def run(config: CliffConfig, out: Path, *, workers: int = 2) -> dict[str, Any]:
+def run(
+    config: CliffConfig, out: Path, *, workers: int = 2, cluster: str | None = None
+) -> dict[str, Any]:
     """Does what is left, writes ``cliff.json`` and ``cliff.png``; returns the former.
 
     Raises:
         UserError: an unknown task, or `out` holds a study with other settings.
     """
+    seeds = parse_seeds(config.seeds)
+    kind_of(seeds)
     check_envs((config.env,))
     decides = {"env", "climbed", "transitions", "lengths", "episodes"}
     settings = config.model_dump(mode="json", include=decides)
@@ -88,8 +93,9 @@ def run(config: CliffConfig, out: Path, *, workers: int = 2) -> dict[str, Any]:
     trpo = configure("trpo").dump()
     one = Trial("one-step", one_step, {"study": settings, "trpo": trpo})
     chosen = trainings(config)
-    results = run_trials([one, *chosen], out, workers=workers)
-    return report.write(out, config.dump(), chosen, results)
+    results = run_trials([one, *chosen], out, workers=workers, cluster=cluster)
+    said = protocol(seeds, [out / trial.name for trial in (one, *chosen)])
+    return report.write(out, config.dump(), said, chosen, results)
 
 
 def trainings(config: CliffConfig) -> list[Trial]:

@@ -12,6 +12,7 @@ import numpy as np
 from tether.learning.reports.plots import COLOURS
 from tether.learning.storage.durable import write_json
 from tether.studies.control_trials import mean_and_deviation
+from tether.studies.statistics import summarize
 from tether.studies.trials import Result, Trial
 
 DIRECTIONS: Final = {"gradient": "along the gradient", "natural": "along the natural gradient"}
@@ -20,7 +21,11 @@ SIZE_OF: Final = {"vpg": "learning_rate", "trpo": "max_kl"}
 
 
 def write(
-    out: Path, settings: Mapping[str, Any], trials: Sequence[Trial], results: Mapping[str, Result]
+    out: Path,
+    settings: Mapping[str, Any],
+    protocol: Mapping[str, Any],
+    trials: Sequence[Trial],
+    results: Mapping[str, Result],
 ) -> dict[str, Any]:
     """Gathers the trials, writes ``cliff.json`` and ``cliff.png``; returns the former."""
     sweeps: dict[str, dict[float, list[Result]]] = {method: {} for method in METHODS}
@@ -30,6 +35,7 @@ def write(
         sweeps[method].setdefault(size, []).append(results[trial.name])
     found = {
         "settings": dict(settings),
+        "protocol": dict(protocol),
         "one_step": results["one-step"]["points"],
         "trainings": {
             method: [{"size": size, **_summary(seeds)} for size, seeds in sizes.items()]
@@ -49,6 +55,7 @@ def _summary(seeds: Sequence[Result]) -> dict[str, Any]:
         "end": mean_and_deviation(ends)[0],
         "ends": ends,
         "tops": tops,
+        "summary": summarize(ends),
         "diverged": sum("diverged" in r for r in seeds),
     }
 
@@ -70,7 +77,10 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
         sizes = [row["size"] for row in rows]
         for row in rows:
             ends = np.array(row["ends"], float)
-            axes.plot([row["size"]] * len(ends), ends, "o", color=colour, ms=3.5)
+            axes.plot([row["size"]] * len(ends), ends, "o", color=colour, ms=3.5, mew=0)
+            if row["summary"]["mean_interval"] is not None:
+                span = row["summary"]["mean_interval"]
+                axes.plot([row["size"]] * 2, span, color=colour, lw=5, alpha=0.25)
         axes.plot(sizes, np.array([row["end"] for row in rows], float), color=colour, lw=1.6)
         axes.set_xscale("log")
         axes.set_title(METHODS[method], fontsize=10)
@@ -133,12 +143,14 @@ def show(found: Mapping[str, Any]) -> None:
     console.print(one)
     for method, label in METHODS.items():
         table = Table(title=label)
-        for heading in ("step size", "return at the end", "seeds"):
+        for heading in ("step size", "return at the end", "95 %", "seeds"):
             table.add_column(heading, justify="right")
         for row in found["trainings"][method]:
             end, *seeds = (
                 "no episode" if score is None else f"{score:,.0f}"
                 for score in (row["end"], *row["ends"])
             )
-            table.add_row(f"{row['size']:g}", end, ", ".join(seeds))
+            span = row["summary"]["mean_interval"]
+            interval = "" if span is None else f"{span[0]:,.0f} … {span[1]:,.0f}"
+            table.add_row(f"{row['size']:g}", end, interval, ", ".join(seeds))
         console.print(table)

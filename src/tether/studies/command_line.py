@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import field, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from tyro.conf import arg
 
 from tether.arguments import parse, print_json, say
 from tether.learning.config import Config
+from tether.studies.provenance import protocol_lines
+
+ADDRESS: Final = "local|HOST:PORT"
+CLUSTER: Final = (
+    "A Ray cluster that carries out the trials, one on each core, in place of workers: local, or "
+    "the address that `ray start --head` printed. All machines need the folder of the study."
+)
 
 
 def carry_out(
@@ -46,6 +53,7 @@ def carry_out(
     ]
     if workers is not None:
         helped.append(("workers", Annotated[int, arg(help=workers)], 2))
+        helped.append(("cluster", Annotated[str | None, arg(help=CLUSTER, metavar=ADDRESS)], None))
     printed = "Print one JSON object as the last line of stdout."
     helped.append(("json", Annotated[bool, arg(help=printed)], False))
     settings = field(default_factory=config)
@@ -56,9 +64,11 @@ def carry_out(
     )
     kind.__doc__ = summary
     options: Any = parse(kind, arguments, prog=f"tether study {name}")
-    side_by_side = {} if workers is None else {"workers": options.workers}
-    found = run(options.settings, options.out, **side_by_side)
+    where = {} if workers is None else {"workers": options.workers, "cluster": options.cluster}
+    found = run(options.settings, options.out, **where)
     show(found)
+    for line in protocol_lines(found["protocol"]) if "protocol" in found else ():
+        say(line)
     say(left.format(out=options.out, name=name))
     if options.json:
         print_json(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from tether.control.envs import make
 from tether.control.envs.vector import make_one
 from tether.control.training import configure, evaluate_run, resume, train
 from tether.errors import NonFiniteError
@@ -18,6 +18,9 @@ from tether.studies.trials import Result, Trial
 
 CURVE_POINTS: Final = 100
 """Points of a learning curve that are kept; a million steps of PPO have five times as many."""
+
+THREADS: Final = 1
+"""Of a training's physics: the others belong to the trials beside it."""
 
 MUJOCO: Final = (
     "HalfCheetah-v5",
@@ -92,11 +95,10 @@ def learn(settings: Mapping[str, Any], place: Path) -> Result:
         has its curve up to there, ``diverged`` with the reason, and no ``final``.
     """
     run = place / "run"
-    threads = max(1, (os.cpu_count() or 1) // 2)
     began = time.perf_counter()
     try:
         if (run / "run.json").exists():
-            trained = resume(run, threads=threads, sinks=(), progress=False)
+            trained = resume(run, threads=THREADS, sinks=(), progress=False)
         else:
             trained = train(
                 settings["method"],
@@ -105,7 +107,7 @@ def learn(settings: Mapping[str, Any], place: Path) -> Result:
                 total_steps=settings["total_steps"],
                 seed=settings["seed"],
                 out=run,
-                threads=threads,
+                threads=THREADS,
                 sinks=(),
                 progress=False,
                 **settings["settings"],
@@ -120,6 +122,28 @@ def learn(settings: Mapping[str, Any], place: Path) -> Result:
         "steps_per_second": trained.summary()["steps_per_second"],
         "seconds": time.perf_counter() - began,
     }
+
+
+def random_policy(settings: Mapping[str, Any], place: Path) -> Result:
+    """A trial: mean return of uniformly random actions."""
+    count = int(settings["episodes"])
+    env = make(settings["env"], count)
+    try:
+        env.action_space.seed(0)
+        env.reset(0)
+        returns, running = np.zeros(count), np.ones(count, bool)
+        while running.any():
+            step = env.step(np.stack([env.action_space.sample() for _ in range(count)]))
+            returns += np.where(running, step.reward, 0.0)
+            running &= ~(step.terminated | step.truncated)
+    finally:
+        env.close()
+    return {"return": float(returns.mean())}
+
+
+def normalize(score: float, floor: float, best: float) -> float:
+    """0 for the random policy, 1 for the best training on the task."""
+    return (score - floor) / (best - floor) if best > floor else 0.0
 
 
 def training_curve(metrics: Path) -> Result:

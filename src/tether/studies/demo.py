@@ -54,11 +54,14 @@ def _control(options: DemoOptions) -> dict[str, Any]:
 
 
 def _language(options: DemoOptions) -> dict[str, Any]:
-    from tether.studies import three_steps
+    from tether.studies import three_steps, three_steps_report
+    from tether.studies.sentiment_runs import folder_of
 
     say("\nand now language: a base model, tuned, by PPO on a reward model, by DPO")
     folder = options.out / "language"
-    found = three_steps.run(three_steps.ThreeStepsConfig(seed=options.seed), folder)
-    three_steps.show(found)
-    say(f"talk with it: tether chat {folder / 'ppo' / 'run'}")
+    found = three_steps.run(
+        three_steps.ThreeStepsConfig(seeds=f"{options.seed}-{options.seed}"), folder
+    )
+    three_steps_report.show(found)
+    say(f"talk with it: tether chat {folder / folder_of(options.seed) / 'ppo' / 'run'}")
     return found

@@ -1,55 +1,69 @@
-"""What the study of figure 3 found: the paper's grid, a table, and one file with all of it."""
+"""What the study of figure 3 found: a table, and one file with all of it."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-import numpy as np
-
-from tether.learning.reports.plots import COLOURS, step_label
+from tether.learning.reports.plots import step_label
 from tether.learning.storage.durable import write_json
-from tether.studies.control_trials import by_cell, mean_and_deviation
-from tether.studies.published import PAPER, REWARD_CHANGES, SOURCES, task
+from tether.studies.control_trials import by_cell, mean_and_deviation, normalize
+from tether.studies.figure3_plots import draw, draw_over_tasks
+from tether.studies.published import REWARD_CHANGES, SOURCES, task
+from tether.studies.statistics import probability_of_improvement, summarize, summarize_tasks
 from tether.studies.trials import Result, Trial
-
-WHOLE: Final = 0.9
-"""A curve that ends before this part of the longest is of a training that diverged."""
-LABELS: Final = {
-    "ppo": "PPO (clip)",
-    "trpo": "TRPO",
-    "a2c": "A2C",
-    "a2c-tr": "A2C + trust region",
-    "vpg": "vanilla PG, adaptive",
-    "cem": "CEM",
-}
 
 
 def write(
-    out: Path, settings: Mapping[str, Any], trials: Sequence[Trial], results: Mapping[str, Result]
+    out: Path,
+    settings: Mapping[str, Any],
+    protocol: Mapping[str, Any],
+    trials: Sequence[Trial],
+    results: Mapping[str, Result],
 ) -> dict[str, Any]:
-    """Gathers the trials, writes ``figure3.json`` and ``figure3.png``; returns the former."""
+    """Gathers the trials and draws them.
+
+    Writes ``figure3.json``, ``figure3.png`` and, of several tasks or methods,
+    ``figure3-methods.png``.
+
+    Args:
+        out: the study's folder.
+        settings: of the study.
+        protocol: what :func:`tether.studies.provenance.protocol` says of the trials.
+        trials: the trainings.
+        results: theirs, and those of ``random-ENV``, the return of a random policy on each task.
+
+    Returns:
+        What ``figure3.json`` says.
+    """
     cells = by_cell(results, trials)
+    envs, methods = settings["envs"], settings["methods"]
+    scores = {env: {m: _score(cells[m, env]) for m in methods} for env in envs}
+    random = {env: results[f"random-{env}"]["return"] for env in envs}
     found = {
         "settings": dict(settings),
+        "protocol": dict(protocol),
         "sources": [source._asdict() for source in SOURCES],
         "reward_changes": REWARD_CHANGES,
         "hours_of_training": sum(r.get("seconds", 0.0) for r in results.values()) / 3600,
-        "scores": {
-            env: {method: _score(cells[method, env]) for method in settings["methods"]}
-            for env in settings["envs"]
-        },
+        "scores": scores,
+        "random": random,
+        **_over_tasks(scores, random, methods),
         "trials": {t.name: {"settings": dict(t.settings), **results[t.name]} for t in trials},
     }
     write_json(out / "figure3.json", found, indent=None)
     draw(found, out / "figure3.png")
+    if len(envs) > 1 or len(methods) > 1:
+        draw_over_tasks(found, out / "figure3-methods.png")
     return found
 
 
 def _score(seeds: Sequence[Result]) -> dict[str, Any]:
-    """Mean and population deviation over seeds; of those that diverged the end of their curve."""
+    """What the seeds say; of those that diverged the end of their curve counts.
+
+    ``final_std`` and ``last_tenth_std`` are population deviations over the seeds.
+    """
     finals = [r.get("final", r["last_100"]) for r in seeds]
     tenths = [r["last_tenth"] for r in seeds]
     final, final_std = mean_and_deviation(finals)
@@ -61,83 +75,52 @@ def _score(seeds: Sequence[Result]) -> dict[str, Any]:
         "last_tenth_std": last_tenth_std,
         "finals": finals,
         "diverged": sum("diverged" in r for r in seeds),
+        "summary": summarize(finals),
     }
 
 
-def draw(found: Mapping[str, Any], path: Path) -> None:
-    """A panel for each task: mean and range over seeds, and the paper's last scores, dashed."""
-    os.environ.setdefault("MPLBACKEND", "Agg")
-    from matplotlib import pyplot as plt
-    from matplotlib.lines import Line2D
+def _over_tasks(
+    scores: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    random: Mapping[str, float],
+    methods: Sequence[str],
+) -> dict[str, Any]:
+    """Methods over all tasks, with scores of 0 for a random policy and 1 for the best training.
 
-    settings = found["settings"]
-    envs, methods = settings["envs"], settings["methods"]
-    colours = {
-        method: COLOURS[list(LABELS).index(method) if method in LABELS else -1]
+    ``improvement`` compares the first method, ``ppo`` if it is there, with each of the others, by
+    scores that are not normalized.
+    """
+    finals = {
+        method: {
+            env: [score for score in scores[env][method]["finals"] if score is not None]
+            for env in scores
+        }
         for method in methods
     }
-    columns = min(4, len(envs) + 1)
-    rows = -(-(len(envs) + 1) // columns)
-    figure, panels = plt.subplots(
-        rows, columns, figsize=(3.6 * columns, 2.9 * rows), layout="constrained", squeeze=False
-    )
-    places = list(panels.flat)
-    for env, axes in zip(envs, places, strict=False):
-        for method in methods:
-            curves = _curves(found, method, env)
-            if curves:
-                steps, values = on_one_grid(curves)
-                axes.fill_between(
-                    steps,
-                    np.nanmin(values, 0),
-                    np.nanmax(values, 0),
-                    color=colours[method],
-                    alpha=0.15,
-                    lw=0,
-                )
-                axes.plot(steps, np.nanmean(values, 0), color=colours[method], lw=1.4)
-            papers = PAPER.scores.get(task(env), {}).get(method)
-            if papers is not None:
-                axes.axhline(papers, color=colours[method], lw=0.8, ls=(0, (4, 3)))
-        axes.set_title(env, fontsize=10)
-        axes.xaxis.set_major_formatter(lambda x, _: step_label(x))
-        axes.tick_params(labelsize=8)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    for axes in places[len(envs) :]:
-        axes.axis("off")
-    handles = [Line2D([], [], color=colours[m], label=LABELS.get(m, m)) for m in methods]
-    handles.append(
-        Line2D([], [], color="0.4", lw=0.8, ls=(0, (4, 3)), label="the paper's last score")
-    )
-    places[len(envs)].legend(handles=handles, loc="center", frameon=False, fontsize=9)
-    figure.supxlabel("environment steps", fontsize=9)
-    figure.supylabel("mean return of the last 100 training episodes", fontsize=9)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-
-
-def _curves(found: Mapping[str, Any], method: str, env: str) -> list[np.ndarray]:
-    return [
-        np.array(trial["curve"], float)
-        for trial in found["trials"].values()
-        if (trial["settings"]["method"], trial["settings"]["env"]) == (method, env)
-        and trial["curve"]
-    ]
-
-
-def on_one_grid(curves: Sequence[np.ndarray], points: int = 200) -> tuple[np.ndarray, np.ndarray]:
-    """Curves (P_i, 2) of several seeds at the same steps: (points,) and (curves, points).
-
-    A training that diverged has NaN from there on, and the others go on without it.
-    """
-    ends = np.array([curve[-1, 0] for curve in curves])
-    first = max(curve[0, 0] for curve in curves)
-    last = ends[ends >= WHOLE * ends.max()].min()
-    steps = np.linspace(first, last, points)
-    return steps, np.stack(
-        [np.interp(steps, curve[:, 0], curve[:, 1], right=np.nan) for curve in curves]
-    )
+    best = {
+        env: max((s for method in methods for s in finals[method][env]), default=None)
+        for env in scores
+    }
+    normalized = {
+        method: {
+            env: [normalize(score, random[env], best[env]) for score in own]
+            for env, own in by_env.items()
+        }
+        for method, by_env in finals.items()
+    }
+    first = "ppo" if "ppo" in methods else methods[0]
+    return {
+        "best": best,
+        "normalized": normalized,
+        "over_tasks": {method: summarize_tasks(normalized[method]) for method in methods},
+        "improvement": {
+            "of": first,
+            "over": {
+                other: probability_of_improvement(finals[first], finals[other])
+                for other in methods
+                if other != first
+            },
+        },
+    }
 
 
 def show(found: Mapping[str, Any]) -> None:
@@ -147,40 +130,86 @@ def show(found: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     steps = step_label(found["settings"]["steps"])
-    title = f"return after {steps} steps, seeds {found['settings']['seeds']}"
-    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("task", overflow="fold")
-    table.add_column("method")
-    for heading in ("evaluated", "last tenth", *(s["heading"] for s in found["sources"])):
-        table.add_column(heading, justify="right", no_wrap=True)
+    scores = Table(title=f"return after {steps} steps", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    others = Table(title="beside published scores", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    headings = {
+        scores: ("seeds", "evaluated", "95 %", "IQM"),
+        others: ("evaluated", "last tenth", *(s["heading"] for s in found["sources"])),
+    }
+    for table, names in headings.items():
+        table.add_column("task", overflow="fold")
+        table.add_column("method", no_wrap=True)
+        for name in names:
+            table.add_column(name, justify="right", no_wrap=True)
     for env, methods in found["scores"].items():
         for method, score in methods.items():
-            others = [s["scores"].get(task(env), {}).get(method) for s in found["sources"]]
-            table.add_row(
-                env if method == next(iter(methods)) else "",
-                method,
+            published = [s["scores"].get(task(env), {}).get(method) for s in found["sources"]]
+            summary = score["summary"]
+            first, last = next(iter(methods)), list(methods)[-1]
+            begin = (task(env) if method == first else "", method)
+            scores.add_row(
+                *begin,
+                str(summary["n"]),
                 _cell(score),
-                number(score["last_tenth"]),
-                *(number(other) for other in others),
-                end_section=method == list(methods)[-1],
+                _interval(summary["mean_interval"]),
+                number(summary["iqm"]),
+                end_section=method == last,
+            )
+            others.add_row(
+                *begin,
+                *(number(value) for value in (score["final"], score["last_tenth"], *published)),
+                end_section=method == last,
             )
     console = Console(stderr=True)
-    console.print(table)
+    console.print(scores)
+    console.print(others)
     console.print(
-        "evaluated: whole episodes of the last policy, most probable actions; last tenth: of the "
-        "learning curve, with sampled ones."
+        "evaluated: whole episodes of the last policy, most probable actions, mean ± standard "
+        "error of the seeds; 95 %: bootstrap interval of that mean; IQM: interquartile mean; last "
+        "tenth: of the learning curve, with sampled actions."
     )
     for source in found["sources"]:
         console.print(
             f"{source['title']}: {source['versions']}, {source['seeds']} seeds, {source['score']}."
         )
+    if len(found["scores"]) > 1:
+        for method, summary in found["over_tasks"].items():
+            console.print(
+                f"{method}, over {len(found['scores'])} tasks, a random policy 0 and the best "
+                f"training 1: {estimate(summary, 'mean')}, IQM {estimate(summary, 'iqm')}"
+            )
+    for other, chance in found["improvement"]["over"].items():
+        if chance["probability"] is not None:
+            span = "" if chance["interval"] is None else _span(chance["interval"])
+            console.print(
+                f"probability that {found['improvement']['of']} is better than {other}: "
+                f"{chance['probability']:.2f}{span}"
+            )
+
+
+def estimate(summary: Mapping[str, Any], name: str) -> str:
+    """Mean or IQM of normalized scores with its interval, such as 0.81 [0.75, 0.86]."""
+    if summary[name] is None:
+        return "no score"
+    interval = summary[f"{name}_interval"]
+    return f"{summary[name]:.2f}" + ("" if interval is None else _span(interval))
+
+
+def _span(interval: Sequence[float]) -> str:
+    return f" [{interval[0]:.2f}, {interval[1]:.2f}]"
+
+
+def _interval(interval: Sequence[float] | None) -> str:
+    return "" if interval is None else f"{number(interval[0])} … {number(interval[1])}"
 
 
 def _cell(score: Mapping[str, Any]) -> str:
     diverged = f", {score['diverged']} diverged" if score["diverged"] else ""
     if score["final"] is None:
         return f"no episode{diverged}"
-    return f"{number(score['final'])} ± {number(score['final_std'])}{diverged}"
+    error = score["summary"]["standard_error"]
+    spread = "" if error is None else f" ± {number(error)}"
+    return f"{number(score['final'])}{spread}{diverged}"
 
 
 def number(score: float | None) -> str:

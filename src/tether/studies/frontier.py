@@ -16,7 +16,7 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,9 +34,11 @@ from tether.language.models.generation import generate
 from tether.language.models.language_model import LanguageModel
 from tether.language.reviews.prompts import gold_scorer
 from tether.learning.seeding import Stream, derived_seed
+from tether.learning.seeds import parse_seeds
 from tether.studies import frontier_report as report
 from tether.studies import sentiment_runs as runs
 from tether.studies.command_line import carry_out
+from tether.studies.provenance import kind_of, protocol
 from tether.studies.sentiment import (
     Measured,
     SentimentConfig,
@@ -45,7 +47,7 @@ from tether.studies.sentiment import (
     pairs_in,
     texts_of,
 )
-from tether.studies.trials import Result, Trial, run_trials
+from tether.studies.trials import Result, Trial
 
 BETAS: Final = (0.05, 0.1, 1.0, 5.0)
 KL_TARGETS: Final = (3.0, 6.0, 9.0, 12.0)
@@ -70,27 +72,40 @@ class FrontierConfig(SentimentConfig):
     """Held-out prompts for best-of-N, each sampled 128 times."""
 
 
-def run(config: FrontierConfig, out: Path, *, workers: int = 2) -> dict[str, Any]:
+def run(
+    config: FrontierConfig, out: Path, *, workers: int = 2, cluster: str | None = None
+) -> dict[str, Any]:
     """Carries out what is left of the study in `out`, draws it and tabulates it.
 
     Args:
         config: the settings; those of an earlier start in `out`.
         out: the study's folder.
         workers: policies that learn side by side.
+        cluster: ``local`` or the address of a Ray cluster that does them in their place.
 
     Returns:
         What ``frontier.json`` says.
 
     Raises:
-        UserError: `out` holds a study with other settings, or cannot be written.
+        UserError: `out` holds a study with other settings, or cannot be written, or the seeds are
+            of two kinds.
     """
-    settings = config.dump()
-    results: dict[str, Result] = {}
+    seeds = parse_seeds(config.seeds)
+    kind_of(seeds)
+    results: dict[int, dict[str, Result]] = {seed: {} for seed in seeds}
     # Each of these needs what the one before it made.
-    for name, function in (("sft", tune), ("rankings", runs.compare), ("reward", runs.score)):
-        results |= run_trials([Trial(name, function, settings)], out)
-    results |= run_trials(sweep(settings), out, workers=workers)
-    return report.write(out, settings, results)
+    stages: tuple[Callable[[dict[str, Any]], Sequence[Trial]], ...] = (
+        lambda settings: [Trial("sft", tune, settings)],
+        lambda settings: [Trial("rankings", runs.compare, settings)],
+        lambda settings: [Trial("reward", runs.score, settings)],
+        sweep,
+    )
+    for stage in stages:
+        found = runs.for_each_seed(config, out, stage, workers=workers, cluster=cluster)
+        for seed, own in found.items():
+            results[seed] |= own
+    said = protocol(seeds, runs.trials_in(out, results))
+    return report.write(out, config.dump(), said, results)
 
 
 def sweep(settings: Mapping[str, Any]) -> list[Trial]:

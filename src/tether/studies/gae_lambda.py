@@ -45,6 +45,7 @@ from tether.studies.finite_mdp import (
     true_gradient,
     values,
 )
+from tether.studies.provenance import protocol
 from tether.studies.trials import Result, Trial, run_trials
 from tether.studies.variance import POLICIES, ROWS, titles_of
 
@@ -161,7 +162,9 @@ def measure(settings: Mapping[str, Any], place: Path) -> Result:
     return {"return": float(table.start @ v), "gradient_norm": size**0.5, "points": points}
 
 
-def run(config: LambdaConfig, out: Path, *, workers: int = 2) -> dict[str, Any]:
+def run(
+    config: LambdaConfig, out: Path, *, workers: int = 2, cluster: str | None = None
+) -> dict[str, Any]:
     """Measures what is left, writes ``lambda.json`` and ``lambda.png``; returns the former.
 
     Raises:
@@ -173,10 +176,11 @@ def run(config: LambdaConfig, out: Path, *, workers: int = 2) -> dict[str, Any]:
         for cost in config.step_costs
         for name in POLICIES
     ]
-    results = run_trials(trials, out, workers=workers)
+    results = run_trials(trials, out, workers=workers, cluster=cluster)
     titles = titles_of(config.step_costs)
     found = {
         "settings": config.dump(),
+        "protocol": protocol([config.seed], [out / trial.name for trial in trials]),
         "titles": titles,
         "policies": results,
         "best_lambda": best_lambda(results),

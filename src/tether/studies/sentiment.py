@@ -11,7 +11,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,9 @@ from tether.language.models.logprobs import token_kl
 from tether.language.models.scoring import Scorer, score_texts
 from tether.language.reviews.prompts import gold_scorer, leading_ids, load_reviews, prefixes
 from tether.learning.config import Config
+from tether.learning.seeds import parse_seeds
 from tether.learning.storage.durable import replaced
+from tether.studies.seed_list import SeedList
 
 ROWS: Final = 64
 """Completions sampled or scored side by side."""
@@ -38,8 +40,9 @@ class SentimentConfig(Config):
     """The base model: tiny, smollm2-135m-instruct, a folder, or an id of the Hugging Face hub."""
     device: str = "cpu"
     """Where models are placed, such as cpu or cuda."""
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    """Decides everything random."""
+    seeds: SeedList = "0-2"
+    """Seeds, such as 0-2 or 0,3,7; each decides everything random of a whole experiment: texts,
+    comparisons, trainings and samples. Seeds from 1000 on are for development."""
     new_tokens: int = Field(default=24, ge=1)
     """Tokens of a continuation. With more tokens the gold scorer is more certain, and everything
     takes longer."""
@@ -67,6 +70,20 @@ class SentimentConfig(Config):
     """Passes of the reward model over the comparisons."""
     episodes: int = Field(default=2560, ge=1)
     """Completions that PPO samples in training."""
+
+    @property
+    def seed(self) -> int:
+        """The seed, of settings that have one; those of every trial do.
+
+        Raises:
+            ValueError: there are several.
+        """
+        (seed,) = parse_seeds(self.seeds)
+        return seed
+
+    def of_seed(self, seed: int) -> Self:
+        """The same settings with one of the seeds."""
+        return self.model_copy(update={"seeds": f"{seed}-{seed}"})
 
     def setup(self, model: str | Path | None = None) -> Setup:
         """The model to begin with; None: the base."""

@@ -21,6 +21,7 @@ from tether.learning.config import Config
 from tether.learning.learner import Learner, Metrics
 from tether.learning.output.metrics import read_metrics
 from tether.learning.seeding import Stream, derived_seed
+from tether.learning.seeds import parse_seeds
 from tether.learning.storage.durable import replaced
 from tether.studies.sentiment import (
     SentimentConfig,
@@ -30,7 +31,55 @@ from tether.studies.sentiment import (
     sample_rankings,
     write_rankings,
 )
-from tether.studies.trials import Result
+from tether.studies.trials import Result, Trial, run_trials
+
+
+def for_each_seed(
+    config: SentimentConfig,
+    out: Path,
+    parts: Callable[[dict[str, Any]], Sequence[Trial]],
+    *,
+    workers: int,
+    cluster: str | None,
+) -> dict[int, dict[str, Result]]:
+    """Carries out a stage of the experiment of every seed, each in a folder ``seed-K``.
+
+    Args:
+        config: the study's settings.
+        out: its folder.
+        parts: from the settings of one seed to its trials, which may read what the seed's earlier
+            stages left beside their folders.
+        workers: trials side by side.
+        cluster: of :func:`tether.studies.trials.run_trials`.
+
+    Returns:
+        Results by seed and trial.
+
+    Raises:
+        UserError: as :func:`tether.studies.trials.run_trials`.
+    """
+    stage = {seed: parts(config.of_seed(seed).dump()) for seed in parse_seeds(config.seeds)}
+    gpus = float(config.device.startswith("cuda"))
+    trials = [
+        dataclasses.replace(trial, name=f"{folder_of(seed)}/{trial.name}", gpus=gpus)
+        for seed, own in stage.items()
+        for trial in own
+    ]
+    done = run_trials(trials, out, workers=workers, cluster=cluster)
+    return {
+        seed: {trial.name: done[f"{folder_of(seed)}/{trial.name}"] for trial in own}
+        for seed, own in stage.items()
+    }
+
+
+def folder_of(seed: int) -> str:
+    """Where a seed's experiment lies in the study's folder."""
+    return f"seed-{seed}"
+
+
+def trials_in(out: Path, results: Mapping[int, Mapping[str, Result]]) -> list[Path]:
+    """The folders of all trials."""
+    return [out / folder_of(seed) / name for seed, own in results.items() for name in own]
 
 
 def tune(config: SentimentConfig, place: Path, *, positive: bool | None) -> LanguageModel:

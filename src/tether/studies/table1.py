@@ -19,15 +19,23 @@ from typing import Any, Final
 import numpy as np
 from pydantic import Field, field_validator
 
-from tether.control.envs import make
 from tether.learning.config import Config
 from tether.learning.reports.plots import COLOURS
 from tether.learning.seeds import parse_seeds
 from tether.learning.storage.durable import write_json
 from tether.studies.command_line import carry_out
-from tether.studies.control_trials import MUJOCO, check_envs, training_trial
+from tether.studies.control_trials import (
+    MUJOCO,
+    check_envs,
+    normalize,
+    random_policy,
+    training_trial,
+)
+from tether.studies.dots import draw_dots
+from tether.studies.provenance import kind_of, protocol
 from tether.studies.published import TABLE_1
 from tether.studies.seed_list import SeedList
+from tether.studies.statistics import probability_of_improvement, summarize_tasks
 from tether.studies.trials import Result, Trial, run_trials
 
 VARIANTS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
@@ -38,6 +46,8 @@ VARIANTS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
 }
 """The table's rows: method and what is set over its preset."""
 
+BEST: Final = "clip-0.2"
+"""The paper's best row, with which the others are compared."""
 LABELS: Final = {
     "none": "no clipping or penalty",
     **{f"clip-{e:g}": f"clipping, epsilon = {e:g}" for e in (0.1, 0.2, 0.3)},
@@ -56,7 +66,7 @@ class Table1Config(Config):
     preset: str = "paper"
     """The preset of PPO's settings: paper (table 3 of the paper) or default."""
     seeds: SeedList = "0-2"
-    """Seeds of the trainings, such as 0-2 or 0,3,7."""
+    """Seeds of the trainings, such as 0-2 or 0,3,7; from 1000 on they are for development."""
     steps: int = Field(default=1_000_000, ge=1)
     """Environment steps of each training."""
     random_episodes: int = Field(default=100, ge=1)
@@ -71,21 +81,26 @@ class Table1Config(Config):
         return rows
 
 
-def run(config: Table1Config, out: Path, *, workers: int = 2) -> dict[str, Any]:
+def run(
+    config: Table1Config, out: Path, *, workers: int = 2, cluster: str | None = None
+) -> dict[str, Any]:
     """Trains what is left, scores the rows and draws them.
 
     Args:
         config: the settings.
         out: the study's folder; trainings that are there already are not done again.
         workers: trainings side by side.
+        cluster: ``local`` or the address of a Ray cluster that does them in their place.
 
     Returns:
-        What ``table1.json`` says; a row's ``score_std`` is the deviation of its score over the
-        seeds.
+        What ``table1.json`` says. A row's ``score_std`` is the population deviation of its score
+        over the seeds, ``summary`` what they say over all tasks, and ``improvement`` the
+        probability that the row of ``improvement_of`` is better.
 
     Raises:
         UserError: an unknown task, or `out` holds a training with other settings.
     """
+    kind_of(parse_seeds(config.seeds))
     chosen = trials(config)
     check_envs(config.envs)
     begin = [
@@ -93,8 +108,11 @@ def run(config: Table1Config, out: Path, *, workers: int = 2) -> dict[str, Any]:
         for env in config.envs
     ]
     # All at once, so that an `out` that holds another study is refused before anything is done.
-    results = run_trials([*begin, *(trial for trial, _ in chosen)], out, workers=workers)
-    found = gather(config, chosen, results)
+    results = run_trials(
+        [*begin, *(trial for trial, _ in chosen)], out, workers=workers, cluster=cluster
+    )
+    said = protocol(parse_seeds(config.seeds), [out / trial.name for trial, _ in chosen])
+    found = {"protocol": said, **gather(config, chosen, results)}
     write_json(out / "table1.json", found, indent=None)
     draw(found, out / "table1.png")
     return found
@@ -121,23 +139,6 @@ def trials(config: Table1Config) -> list[tuple[Trial, str]]:
     return chosen
 
 
-def random_policy(settings: Mapping[str, Any], place: Path) -> Result:
-    """A trial: mean return of uniformly random actions."""
-    count = int(settings["episodes"])
-    env = make(settings["env"], count)
-    try:
-        env.action_space.seed(0)
-        env.reset(0)
-        returns, running = np.zeros(count), np.ones(count, bool)
-        while running.any():
-            step = env.step(np.stack([env.action_space.sample() for _ in range(count)]))
-            returns += np.where(running, step.reward, 0.0)
-            running &= ~(step.terminated | step.truncated)
-    finally:
-        env.close()
-    return {"return": float(returns.mean())}
-
-
 def gather(
     config: Table1Config,
     trials: Sequence[tuple[Trial, str]],
@@ -160,17 +161,24 @@ def gather(
         }
         for row in config.rows
     }
+    best_row = BEST if BEST in config.rows else config.rows[0]
     means = {row: [float(np.mean(s)) for s in normalized[row].values()] for row in config.rows}
     return {
         "settings": config.dump(),
+        "improvement_of": best_row,
         "random": floors,
         "best": best,
         "rows": {
             row: {
                 "label": LABELS[row],
                 "score": float(np.mean(means[row])),
-                "score_std": float(np.std(np.mean(list(normalized[row].values()), axis=0))),
+                "score_std": float(np.std(_seed_scores(normalized[row]))),
                 "paper": TABLE_1[row],
+                "summary": summarize_tasks(normalized[row]),
+                "improvement": probability_of_improvement(normalized[best_row], normalized[row])
+                if row != best_row
+                else None,
+                "seed_scores": _seed_scores(normalized[row]),
                 "by_task": dict(zip(normalized[row], means[row], strict=True)),
                 "returns": raw[row],
             }
@@ -182,59 +190,74 @@ def gather(
     }
 
 
-def normalize(score: float, floor: float, best: float) -> float:
-    """0 for the random policy, 1 for the best training on the task."""
-    return (score - floor) / (best - floor) if best > floor else 0.0
+def _seed_scores(by_task: Mapping[str, Sequence[float]]) -> list[float]:
+    """Each seed's mean over the tasks."""
+    means: list[float] = np.mean(list(by_task.values()), axis=0).tolist()
+    return means
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
-    """Two bars for each row: ours and the paper's."""
+    """For each row the mean of its seeds with interval, every seed, and the paper's score."""
     os.environ.setdefault("MPLBACKEND", "Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
     rows = list(found["rows"].values())
-    places = np.arange(len(rows))
     figure, axes = plt.subplots(figsize=(7.5, 0.42 * len(rows) + 1.2), layout="constrained")
-    series = (("score", "tether", COLOURS[0]), ("paper", "paper", COLOURS[4]))
-    for i, (key, label, colour) in enumerate(series):
-        # The paper gives no spread.
-        spread = [row["score_std"] for row in rows] if key == "score" else None
-        bars = axes.barh(
-            places + 0.38 * i - 0.19,
-            [row[key] for row in rows],
-            0.36,
-            xerr=spread,
-            error_kw={"lw": 1.2, "ecolor": "0.2"},
-            color=colour,
-            label=label,
-        )
-        axes.bar_label(bars, fmt=lambda v: f"{v:.2f}".replace("-", "−"), padding=3, fontsize=8)
-    axes.margins(x=0.12)
-    axes.set_yticks(places, [row["label"] for row in rows], fontsize=9)
-    axes.invert_yaxis()
     axes.axvline(0.0, color="0.5", lw=0.8)
+    for place, row in enumerate(rows):
+        axes.axhline(place, color="0.92", lw=0.8, zorder=0)
+        draw_dots(axes, place, row["seed_scores"], row["summary"], COLOURS[0], horizontal=True)
+        axes.plot(row["paper"], place, "D", ms=5, color=COLOURS[1], mfc="white", mew=1.4, zorder=5)
+        label = f"{row['score']:.2f}".replace("-", "−")
+        axes.annotate(
+            label, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8
+        )
+    axes.set_yticks(range(len(rows)), [row["label"] for row in rows], fontsize=9)
+    axes.invert_yaxis()
     axes.set_xlabel("mean normalized score (random policy 0, best training 1)")
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}".replace("-", "−"))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
+    colour = COLOURS[0]
+    handles = [
+        Line2D([], [], color=colour, marker="o", ms=3.5, lw=0, label="a seed, over all tasks"),
+        Line2D([], [], color=colour, marker="|", ms=10, mew=2, lw=0, label="mean"),
+        Patch(color=colour, alpha=0.3, lw=0, label="95 % interval of the mean"),
+        Line2D([], [], color=COLOURS[1], marker="D", mfc="white", lw=0, ms=5, label="paper"),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
 def show(found: Mapping[str, Any]) -> None:
     """The table on stderr."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="mean normalized score")
+    table = Table(title="mean normalized score", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("surrogate", no_wrap=True)
-    for heading in ("tether", "paper"):
-        table.add_column(heading, justify="right")
+    for heading in ("tether", "95 %", "IQM", "P", "paper"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in found["rows"].values():
-        spread = (
-            f" ± {row['score_std']:.2f}" if len(parse_seeds(found["settings"]["seeds"])) > 1 else ""
+        summary, chance = row["summary"], row["improvement"]
+        error, interval = summary["standard_error"], summary["mean_interval"]
+        table.add_row(
+            row["label"],
+            f"{row['score']:.2f}" + ("" if error is None else f" ± {error:.2f}"),
+            "" if interval is None else f"{interval[0]:.2f} … {interval[1]:.2f}",
+            f"{summary['iqm']:.2f}",
+            "" if chance is None else f"{chance['probability']:.2f}",
+            f"{row['paper']:.2f}",
         )
-        table.add_row(row["label"], f"{row['score']:.2f}{spread}", f"{row['paper']:.2f}")
-    Console(stderr=True).print(table)
+    console = Console(stderr=True)
+    console.print(table)
+    console.print(
+        "tether: mean ± standard error; 95 %: stratified bootstrap interval of the mean; P: "
+        f"probability that a training of {found['improvement_of']} is better."
+    )
 
 
 def command(arguments: Sequence[str]) -> None:

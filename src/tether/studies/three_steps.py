@@ -14,8 +14,7 @@ Source:
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,16 +24,17 @@ from pydantic import Field
 from tether.language.methods.dpo.losses import DPOConfig
 from tether.language.models.from_run import load_reward_model
 from tether.language.models.language_model import LanguageModel
-from tether.learning.reports.plots import COLOURS
 from tether.learning.seeding import Stream, derived_seed
-from tether.learning.storage.durable import write_json
+from tether.learning.seeds import parse_seeds
 from tether.studies import sentiment
 from tether.studies import sentiment_runs as runs
+from tether.studies import three_steps_report as report
 from tether.studies.command_line import carry_out
+from tether.studies.provenance import kind_of, protocol
 from tether.studies.sentiment import SentimentConfig, pairs_in
-from tether.studies.trials import Result, Trial, run_trials
+from tether.studies.three_steps_report import POLICIES
+from tether.studies.trials import Result, Trial
 
-POLICIES: Final = {"base": "base", "sft": "SFT", "ppo": "SFT + RM + PPO", "dpo": "SFT + DPO"}
 SHOWN: Final = 3
 """Prompts whose answers are shown beside the numbers."""
 
@@ -48,36 +48,41 @@ class ThreeStepsConfig(SentimentConfig):
     """The strength of DPO's KL constraint. Raising it keeps the policy closer."""
 
 
-def run(config: ThreeStepsConfig, out: Path, *, workers: int = 2) -> dict[str, Any]:
+def run(
+    config: ThreeStepsConfig, out: Path, *, workers: int = 2, cluster: str | None = None
+) -> dict[str, Any]:
     """Carries out what is left of the study in `out`.
 
     Args:
         config: the settings; those of an earlier start in `out`.
         out: the study's folder.
         workers: policies that learn side by side.
+        cluster: ``local`` or the address of a Ray cluster that does them in their place.
 
     Returns:
         What ``three-steps.json`` says.
 
     Raises:
-        UserError: `out` holds a study with other settings, or cannot be written.
+        UserError: `out` holds a study with other settings, or cannot be written, or the seeds are
+            of two kinds.
     """
-    settings = config.dump()
-    results: dict[str, Result] = {}
-    for name, function in (("sft", tune), ("rankings", runs.compare), ("reward", runs.score)):
-        results |= run_trials([Trial(name, function, settings)], out)
-    last = [Trial("ppo", reinforce, settings), Trial("dpo", prefer, settings)]
-    run_trials(last, out, workers=workers)
-    results |= run_trials([Trial("judgement", judge, settings)], out)
-    found = {
-        "settings": settings,
-        "pairs": results["rankings"]["pairs"],
-        "reward_model_accuracy": results["reward"]["accuracy"],
-        **results["judgement"],
-    }
-    write_json(out / "three-steps.json", found)
-    draw(found, out / "three-steps.png")
-    return found
+    seeds = parse_seeds(config.seeds)
+    kind_of(seeds)
+    results: dict[int, dict[str, Result]] = {seed: {} for seed in seeds}
+    # Each of these needs what the one before it made.
+    stages: tuple[Callable[[dict[str, Any]], Sequence[Trial]], ...] = (
+        lambda settings: [Trial("sft", tune, settings)],
+        lambda settings: [Trial("rankings", runs.compare, settings)],
+        lambda settings: [Trial("reward", runs.score, settings)],
+        lambda settings: [Trial("ppo", reinforce, settings), Trial("dpo", prefer, settings)],
+        lambda settings: [Trial("judgement", judge, settings)],
+    )
+    for stage in stages:
+        found = runs.for_each_seed(config, out, stage, workers=workers, cluster=cluster)
+        for seed, own in found.items():
+            results[seed] |= own
+    said = protocol(seeds, runs.trials_in(out, results))
+    return report.write(out, config.dump(), said, results)
 
 
 def tune(settings: Mapping[str, Any], place: Path) -> Result:
@@ -153,57 +158,6 @@ def win_rate(one: Any, other: Any) -> float:
     return float(np.mean((one > other) + 0.5 * (one == other)))
 
 
-def draw(found: Mapping[str, Any], path: Path) -> None:
-    """Gold reward and win rate of the four, as bars."""
-    os.environ.setdefault("MPLBACKEND", "Agg")
-    from matplotlib import pyplot as plt
-
-    policies = found["policies"]
-    figure, panels = plt.subplots(1, 2, figsize=(8.0, 3.4), layout="constrained", sharey=True)
-    titles = {"gold": "probability of positive, gold", "win_rate": "win rate against SFT"}
-    labels = [f"{POLICIES[name]}\n{policies[name]['kl']:.1f} nats" for name in policies]
-    for axes, (key, title) in zip(panels, titles.items(), strict=True):
-        values = [policies[name][key] for name in policies]
-        errors = [policies[name]["gold_error"] for name in policies] if key == "gold" else None
-        bars = axes.barh(labels, values, xerr=errors, color=COLOURS[: len(values)], height=0.6)
-        axes.bar_label(bars, fmt="%.2f", padding=6)
-        axes.set_xlim(0.0, 1.1)
-        axes.set_title(title, fontsize=10)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].invert_yaxis()
-    panels[1].axvline(0.5, color="0.6", linewidth=0.8, linestyle=":")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def show(found: Mapping[str, Any]) -> None:
-    """Numbers and a few texts, on stderr."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="base, SFT, PPO and DPO on held-out prompts, before the gold scorer")
-    for column in ("policy", "positive", "win rate against SFT", "KL to SFT, nats"):
-        table.add_column(column, justify="left" if column == "policy" else "right")
-    for name, row in found["policies"].items():
-        table.add_row(
-            POLICIES[name],
-            f"{row['gold']:.3f} +- {row['gold_error']:.3f}",
-            f"{row['win_rate']:.2f}",
-            f"{row['kl']:.2f}",
-        )
-    texts = Table(title="what they write", show_lines=True)
-    for column in ("prompt", *POLICIES.values()):
-        texts.add_column(column)
-    for sample in found["samples"]:
-        start = len(sample["prompt"])
-        texts.add_row(
-            sample["prompt"].strip(), *("..." + sample[name][start:] for name in POLICIES)
-        )
-    console = Console(stderr=True)
-    console.print(table)
-    console.print(texts)
-
-
 def command(arguments: Sequence[str]) -> None:
     """`tether study three-steps`."""
     carry_out(
@@ -211,7 +165,7 @@ def command(arguments: Sequence[str]) -> None:
         "The three steps of InstructGPT, and DPO, in miniature and side by side.",
         ThreeStepsConfig,
         run,
-        show,
+        report.show,
         arguments,
         workers="Policies that learn side by side, each on one core; 1 on a GPU.",
         left="runs, figure and numbers: {out}",

@@ -3,40 +3,38 @@
 A trial has a name, settings and a folder of its own. Its function fills the folder and returns a
 JSON-able result; only a whole ``result.json`` counts as done. So a study that was killed does
 again no more than the trials under way, and these go on from their own checkpoints.
+
+Several processes, on one machine or on many that share the folder, may carry out the same study:
+each claims the trials it does, leaves those that others hold, and waits for their results at the
+end.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import shutil
-import signal
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from filelock import FileLock, Timeout
-
 from tether.arguments import say
 from tether.errors import UserError
 from tether.learning.storage.durable import write_json
+from tether.studies.claims import Watch, is_claim, take
+from tether.studies.cluster import Cluster
+from tether.studies.executors import Executor, Processes, ThisProcess
+from tether.studies.provenance import PROVENANCE, note_version
 
 Result: TypeAlias = dict[str, Any]
 TrialFunction: TypeAlias = Callable[[Mapping[str, Any], Path], Result]
 """A function of a module, from settings and a folder to a JSON-able result."""
 
-GRACE: Final = 60.0
-"""Seconds that an orphaned worker has for a checkpoint."""
-
-_LOCK: Final = ".lock"
+POLL: Final = 1.0
+"""Seconds between two looks at trials that other processes do."""
 
 
 @dataclass(frozen=True)
@@ -47,22 +45,32 @@ class Trial:
         name: of its folder; unique in the study.
         function: what does it, importable by other processes.
         settings: JSON-able; decide the result, together with what the trial reads of others.
+        gpus: that it needs on a cluster.
     """
 
     name: str
     function: TrialFunction
     settings: Mapping[str, Any]
+    gpus: float = 0.0
 
 
 def run_trials(
-    trials: Sequence[Trial], folder: Path, *, workers: int = 1, progress: bool = True
+    trials: Sequence[Trial],
+    folder: Path,
+    *,
+    workers: int = 1,
+    cluster: str | None = None,
+    progress: bool = True,
 ) -> dict[str, Result]:
     """Does what is left to do, and returns every result.
 
     Args:
         trials: independent of each other. Give the longest first where several work.
-        folder: of the study; trial NAME works in ``folder/NAME``.
+        folder: of the study; trial NAME works in ``folder/NAME``. Every machine of a cluster has
+            to see it under the same path.
         workers: processes. 1: in this one, with all its threads; more: each with one thread.
+        cluster: ``local`` or the address of a Ray cluster, whose machines do the trials in place
+            of `workers` processes here, one on each core.
         progress: tell on stderr what is done.
 
     Returns:
@@ -70,8 +78,8 @@ def run_trials(
 
     Raises:
         UserError: the folder holds a trial of this name with other settings, or what a trial
-            raised, or two trials have one name, or there are no workers. Trials that are done
-            stay done.
+            raised, or two trials have one name, or there are no workers, or no cluster. Trials
+            that are done stay done.
         Interrupted: a trial was stopped by a signal; its checkpoint is saved.
     """
     if workers < 1:
@@ -92,49 +100,66 @@ def run_trials(
     if progress and results and waiting:
         say(f"{len(results)} of {len(trials)} trials were done before")
     report = _Report(len(waiting)) if progress else None
-    if workers == 1 or len(waiting) <= 1:
-        for trial in waiting:
-            began = time.monotonic()
-            results[trial.name] = _carry_out(trial, folder)
-            if report is not None:
-                report(trial.name, time.monotonic() - began)
-    else:
-        results |= _side_by_side(waiting, folder, workers, report)
+    if waiting:
+        with _executor(folder, min(workers, len(waiting)), cluster) as executor:
+            results |= _do_all(waiting, folder.absolute(), executor, report)
     return {trial.name: results[trial.name] for trial in trials}
 
 
-def _side_by_side(
-    trials: Sequence[Trial], folder: Path, workers: int, report: _Report | None
+def _executor(folder: Path, workers: int, cluster: str | None) -> Executor:
+    if cluster is not None:
+        return Cluster(cluster, folder)
+    return ThisProcess() if workers == 1 else Processes(workers)
+
+
+def _do_all(
+    trials: Sequence[Trial], folder: Path, executor: Executor, report: _Report | None
 ) -> dict[str, Result]:
     results: dict[str, Result] = {}
-    # A forked copy of a process with threads may hang; a fresh one cannot.
-    context = multiprocessing.get_context("spawn")
-    parent = os.getpid()
-    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(parent,)) as pool:
-        waiting = deque(trials)
-        running: dict[Future[tuple[Result, float]], Trial] = {}
-        try:
-            while waiting or running:
-                # No more than can run: what a pool has handed on it cannot take back, and would
-                # carry out after Ctrl-C or an error.
-                while waiting and len(running) < workers:
-                    trial = waiting.popleft()
-                    running[pool.submit(_work, trial, folder, parent)] = trial
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    trial = running.pop(future)
-                    results[trial.name], seconds = future.result()
-                    if report is not None:
-                        report(trial.name, seconds)
-        except BrokenProcessPool:
-            raise UserError(
-                "a process of the study was killed, perhaps for want of memory; give the command "
-                "again to go on, with fewer --workers if it happens again"
-            ) from None
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    waiting, running, elsewhere = deque(trials), dict[Future[_Outcome], Trial](), list[Trial]()
+    watch, named = Watch(), set[str]()
+
+    def finish(trial: Trial, result: Result, seconds: float | None) -> None:
+        results[trial.name] = result
+        if report is not None:
+            report(trial.name, seconds)
+
+    while waiting or running or elsewhere:
+        # No more than can run: what an executor has handed on it cannot take back, and would
+        # carry out after Ctrl-C or an error.
+        while waiting and len(running) < executor.slots():
+            trial = waiting.popleft()
+            abandoned = watch.abandoned(folder / trial.name)
+            running[executor.submit(carry_out, trial, folder, abandoned, gpus=trial.gpus)] = trial
+        if not running:
+            time.sleep(POLL)
+        patience = POLL if waiting or elsewhere else None
+        done, _ = wait(running, timeout=patience, return_when=FIRST_COMPLETED)
+        for future in done:
+            trial = running.pop(future)
+            outcome = future.result()
+            if outcome is not None:
+                finish(trial, *outcome)
+                continue
+            elsewhere.append(trial)
+            if trial.name not in named:
+                named.add(trial.name)
+                place = folder / trial.name
+                say(f"{place} is in use by another process ({watch.holder(place)}); waiting for it")
+        for trial in list(elsewhere):
+            result = _finished(trial, folder)
+            if result is not None:
+                finish(trial, result, None)
+            elif watch.is_free(folder / trial.name):
+                waiting.append(trial)
+            else:
+                continue
+            elsewhere.remove(trial)
     return results
+
+
+_Outcome: TypeAlias = tuple[Result, float] | None
+"""Result and seconds; None if another process does the trial."""
 
 
 class _Report:
@@ -145,12 +170,57 @@ class _Report:
         self.done = 0
         self.began = time.monotonic()
 
-    def __call__(self, name: str, seconds: float) -> None:
+    def __call__(self, name: str, seconds: float | None) -> None:
         self.done += 1
         passed = time.monotonic() - self.began
         left = passed / self.done * (self.total - self.done)
         rest = f", about {left:,.0f} s left" if left else ""
-        say(f"[{self.done}/{self.total}] {name}, {seconds:,.0f} s{rest}")
+        took = "by another process" if seconds is None else f"{seconds:,.0f} s"
+        say(f"[{self.done}/{self.total}] {name}, {took}{rest}")
+
+
+def carry_out(trial: Trial, folder: Path, abandoned: int) -> _Outcome:
+    """Does a trial in this process, unless another does it.
+
+    Args:
+        trial: what to do.
+        folder: of the study.
+        abandoned: claims of the trial's folder up to this number do not count.
+
+    Returns:
+        Result and seconds, or None if another process holds the trial's folder.
+
+    Raises:
+        UserError: whatever the trial raises, or its folder cannot be written.
+    """
+    began = time.monotonic()
+    place = folder / trial.name
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        claim = take(place, abandoned)
+    except OSError as error:
+        raise UserError(f"cannot write to {place}: {error.strerror or error}") from error
+    if claim is None:
+        return None
+    with claim:
+        # Whoever had it until now may have ended it.
+        done = _finished(trial, folder)
+        return _do(trial, place) if done is None else done, time.monotonic() - began
+
+
+def _do(trial: Trial, place: Path) -> Result:
+    write_json(place / "settings.json", trial.settings)
+    note_version(place)
+    try:
+        result = trial.function(trial.settings, place)
+    except UserError:
+        # Settings that were never accepted must not hold the folder against better ones.
+        ours = {"settings.json", PROVENANCE}
+        if all(item.name in ours or is_claim(item) for item in place.iterdir()):
+            shutil.rmtree(place)
+        raise
+    write_json(place / "result.json", result)
+    return result
 
 
 def _finished(trial: Trial, folder: Path) -> Result | None:
@@ -164,51 +234,6 @@ def _finished(trial: Trial, folder: Path) -> Result | None:
     return _read(result) if result.exists() else None
 
 
-def _carry_out(trial: Trial, folder: Path) -> Result:
-    place = folder / trial.name
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        alone = _alone(place)
-    except OSError as error:
-        raise UserError(f"cannot write to {place}: {error.strerror or error}") from error
-    with alone:
-        # Whoever had it until now may have ended it.
-        done = _finished(trial, folder)
-        return _do(trial, place) if done is None else done
-
-
-def _do(trial: Trial, place: Path) -> Result:
-    write_json(place / "settings.json", trial.settings)
-    try:
-        result = trial.function(trial.settings, place)
-    except UserError:
-        # Settings that were never accepted must not hold the folder against better ones.
-        if {item.name for item in place.iterdir()} <= {"settings.json", _LOCK}:
-            shutil.rmtree(place)
-        raise
-    write_json(place / "result.json", result)
-    return result
-
-
-def _alone(place: Path) -> AbstractContextManager[object]:
-    """Waits for whoever works in the folder: a study that was killed leaves a worker that saves.
-
-    Raises:
-        UserError: somebody does for longer than that takes.
-    """
-    lock = FileLock(place / _LOCK)
-    try:
-        return lock.acquire(timeout=1.0)
-    except Timeout:
-        say(f"{place} is in use by another process, perhaps of a study just stopped; waiting")
-    try:
-        return lock.acquire(timeout=GRACE)
-    except Timeout:
-        raise UserError(
-            f"{place} is in use by another process; wait until it ends, or stop it"
-        ) from None
-
-
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -217,32 +242,3 @@ def _read(path: Path) -> dict[str, Any]:
         return content
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}; remove it to do this trial again") from error
-
-
-def _begin(parent: int) -> None:
-    """Before anything heavy is imported: workers share the cores, and do not fight for them."""
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = "1"
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
-
-
-def _watch(parent: int) -> None:
-    """Ends this process soon after the study's: nobody would ask it for its result."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    # A training answers with a checkpoint, anything else with its end.
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE)
-    os._exit(1)
-
-
-def _work(trial: Trial, folder: Path, parent: int) -> tuple[Result, float]:
-    if os.getppid() != parent:
-        os._exit(1)
-    began = time.monotonic()
-    try:
-        return _carry_out(trial, folder), time.monotonic() - began
-    finally:
-        # An orphan has saved what there was to save.
-        if os.getppid() != parent:
-            os._exit(1)

@@ -47,6 +47,7 @@ from tether.studies.finite_mdp import (
     true_gradient,
     values,
 )
+from tether.studies.provenance import protocol
 from tether.studies.trials import Result, Trial, run_trials
 
 WEIGHTS: Final = {
@@ -163,7 +164,9 @@ def _quality(several: np.ndarray, truth: np.ndarray, size: float) -> dict[str, f
     }
 
 
-def run(config: VarianceConfig, out: Path, *, workers: int = 2) -> dict[str, Any]:
+def run(
+    config: VarianceConfig, out: Path, *, workers: int = 2, cluster: str | None = None
+) -> dict[str, Any]:
     """Measures what is left, writes ``variance.json`` and ``variance.png``; returns the former.
 
     Raises:
@@ -175,10 +178,11 @@ def run(config: VarianceConfig, out: Path, *, workers: int = 2) -> dict[str, Any
         for cost in config.step_costs
         for name in POLICIES
     ]
-    results = run_trials(trials, out, workers=workers)
+    results = run_trials(trials, out, workers=workers, cluster=cluster)
     titles = titles_of(config.step_costs)
     found = {
         "settings": config.dump(),
+        "protocol": protocol([config.seed], [out / trial.name for trial in trials]),
         "titles": titles,
         "policies": results,
         "episodes_needed": needed(results),
