@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tether.exporting import export
     from tether.language.runs.training import TrainedModel
     from tether.learning.callbacks import BaseCallback, Every, StopOnReturn
-    from tether.learning.engine import Trained
+    from tether.learning.training import Trained
 
 _HOMES = {
     "BaseCallback": "tether.learning.callbacks",

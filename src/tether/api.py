@@ -11,8 +11,8 @@ from tether.errors import UserError
 
 if TYPE_CHECKING:
     from tether.control.evaluation import Evaluation
-    from tether.learning.engine import Trained
     from tether.learning.seeds import Seeds
+    from tether.learning.training import Trained
 
 
 def train(

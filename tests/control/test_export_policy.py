@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from short_runs import TINY
 
 import tether
-from tether.control.training import Trained
+from tether.control.training import TrainedPolicy as Trained
 from tether.errors import RunError, UserError
 
 

@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 import tether
 from tether.control.policy import Policy, PolicySpec
-from tether.control.training import Trained
+from tether.control.training import TrainedPolicy as Trained
 from tether.errors import RunError, UserError
 
 

@@ -27,10 +27,11 @@ from tether.control.run_environment import (
     run_environment,
 )
 from tether.errors import UserError
-from tether.learning.engine import Engine, Prepared, Trained, check_total_steps
+from tether.learning.engine import Engine, check_total_steps
 from tether.learning.learner import Learner
 from tether.learning.methods import Method, check_learner_class
 from tether.learning.run import Run
+from tether.learning.training import Prepared, Trained
 
 
 @dataclass

@@ -24,10 +24,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tether.errors import Interrupted, RunError, UserError
 from tether.learning.callbacks import BaseCallback, Callback, RunView
-from tether.learning.engine import Engine, Trained, default_folder
+from tether.learning.engine import Engine, default_folder
 from tether.learning.learner import Learner, Metrics
 from tether.learning.signals import StopRequest
 from tether.learning.storage.durable import write_json
+from tether.learning.training import Trained
 from tether.version import __version__
 
 T = TypeVar("T", bound=Trained)

@@ -36,10 +36,11 @@ from tether.language.runtime.out_of_memory import explaining_out_of_memory
 from tether.language.runtime.paths import expanded, is_file, lasting
 from tether.language.runtime.processes import Leader, follow, join, processes
 from tether.learning.config import Config
-from tether.learning.engine import Engine, Prepared, Trained, check_total_steps
+from tether.learning.engine import Engine, check_total_steps
 from tether.learning.learner import HasOrigins, Learner, Metrics
 from tether.learning.methods import check_learner_class
 from tether.learning.run import Run
+from tether.learning.training import Prepared, Trained
 
 __all__ = ["ENGINE", "TrainedModel", "configure", "load", "resume", "train"]
 
