@@ -259,9 +259,9 @@ def show(found: Mapping[str, Any]) -> None:
     from rich.table import Table as Rows
 
     rows = Rows(title="episodes needed for the same variance, as a multiple of the advantage's")
-    rows.add_column("weight of grad log pi")
+    rows.add_column("weight of grad log pi", overflow="fold")
     for title in found["titles"].values():
-        rows.add_column(title, justify="right")
+        rows.add_column(title, justify="right", overflow="fold")
     for name, label in WEIGHTS.items():
         rows.add_row(label, *(f"{found['episodes_needed'][p][name]:,.1f}" for p in found["titles"]))
     Console(stderr=True).print(rows)
