@@ -194,10 +194,12 @@ def _evaluate_one(run: Path, options: EvaluateOptions, network: Any) -> dict[str
         result["demonstrations"] = str(options.record)
     if options.video is not None:
         result["video"] = str(options.video)
+    told = "true_return_mean" in result
     say(
         (f"{run.name}: " if run != options.run else "")
         + f"return {result['return_mean']:.1f} +- {result['return_std']:.1f} over "
         f"{result['episodes']} episodes"
+        + (f", true return {result['true_return_mean']:.1f}" if told else "")
         + (f"; film: {options.video}" if options.video is not None else "")
         + (f"; demonstrations: {options.record}" if options.record is not None else "")
     )

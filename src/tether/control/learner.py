@@ -107,7 +107,13 @@ class OnPolicyLearner(PolicyLearner):
         """One rollout and one update."""
         self._started = self.steps
         rollout = self.collector.collect(self.config.steps_per_iteration // self.config.num_envs)
-        self._episodes.extend(rollout.episode_returns.tolist(), rollout.episode_lengths.tolist())
+        truths = rollout.episode_true_returns
+        self._episodes.extend(
+            rollout.episode_returns.tolist(),
+            rollout.episode_lengths.tolist(),
+            None if truths is None else truths.tolist(),
+            rollout.episode_statistics,
+        )
         metrics = self.update(rollout)
         self.iterations += 1
         check_finite(metrics, self.steps, MAY_BE_UNDEFINED)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +28,9 @@ class Rollout(NamedTuple):
         episode_returns: undiscounted, unscaled returns of the episodes that ended, in their order;
             those that were shortened to stagger the environments are left out.
         episode_lengths: their lengths in environment steps.
+        episode_true_returns: their undiscounted sums of the true reward; None where the
+            environments do not report it.
+        episode_statistics: what the environments said of each at its end.
     """
 
     observation: np.ndarray
@@ -40,6 +43,17 @@ class Rollout(NamedTuple):
     cut_index: np.ndarray
     episode_returns: np.ndarray
     episode_lengths: np.ndarray
+    episode_true_returns: np.ndarray | None = None
+    episode_statistics: tuple[Mapping[str, float], ...] = ()
+
+
+class _Ended(NamedTuple):
+    """Where (t, n) whole episodes ended, and what they came to."""
+
+    places: list[tuple[int, int]]
+    returns: Any
+    true_returns: Any
+    lengths: Any
 
 
 class Collector:
@@ -59,6 +73,7 @@ class Collector:
         self._rng = rng
         self._slots = env.num_envs
         self._returns = np.zeros(env.num_envs)
+        self._true_returns = np.zeros(env.num_envs)
         self._lengths = np.zeros(env.num_envs, np.int64)
 
     def reset(self, seed: int | Sequence[int], *, stagger: bool = False) -> None:
@@ -82,6 +97,8 @@ class Collector:
         seen = np.empty(raw.shape, np.float32 if vector else raw.dtype)
         action = np.empty((horizon, count, *head.shape), head.dtype)
         reward = np.empty((horizon, count))
+        truth: np.ndarray | None = None
+        said: dict[tuple[int, int], Mapping[str, float]] = {}
         terminated = np.empty((horizon, count), bool)
         truncated = np.empty((horizon, count), bool)
         shortened = np.empty((horizon, count), bool)
@@ -97,17 +114,22 @@ class Collector:
             observation = step.observation
             reward[t], terminated[t], truncated[t] = step.reward, step.terminated, step.truncated
             shortened[t] = step.shortened
+            if step.true_reward is not None:
+                if truth is None:
+                    truth = np.zeros((horizon, count))
+                truth[t] = step.true_reward
             if step.final_observation is not step.observation:
                 only_cut = step.truncated & ~step.terminated
                 for n in np.flatnonzero(only_cut):
                     cut.append((t * count + int(n), step.final_observation[n].copy()))
+                said.update({(t, n): numbers for n, numbers in step.statistics.items()})
 
         self._observation = observation.copy()
         if vector:
             self._check_observations(raw, cut)
         self._check_finite("reward", reward, 0)
         done = terminated | truncated
-        returns, lengths = self._episodes(reward, done, shortened)
+        ended = self._episodes(reward, truth, done, shortened)
         cut_observation, cut_index = self._cut(cut, horizon * count, space.shape, raw.dtype)
         rollout = Rollout(
             observation=seen,
@@ -122,8 +144,10 @@ class Collector:
             last_observation=policy.normalize(self._observation),
             cut_observation=policy.normalize(cut_observation),
             cut_index=cut_index,
-            episode_returns=returns,
-            episode_lengths=lengths,
+            episode_returns=ended.returns,
+            episode_lengths=ended.lengths,
+            episode_true_returns=ended.true_returns if truth is not None else None,
+            episode_statistics=tuple(said.get(place, {}) for place in ended.places),
         )
         if policy.normalizer is not None:
             policy.normalizer.update(raw.reshape(-1, *space.shape))
@@ -137,6 +161,7 @@ class Collector:
             "steps": self.steps,
             "slots": self._slots,
             "returns": self._returns.copy(),
+            "true_returns": self._true_returns.copy(),
             "lengths": self._lengths.copy(),
             "reward_scaler": self.reward_scaler.state() if self.reward_scaler else None,
         }
@@ -147,26 +172,38 @@ class Collector:
         self.steps = int(state["steps"])
         self._slots = int(state["slots"])
         self._returns = np.array(state["returns"])
+        # Absent from the first checkpoints, whose environments reported none.
+        self._true_returns = np.array(state.get("true_returns", np.zeros_like(self._returns)))
         self._lengths = np.array(state["lengths"])
         if self.reward_scaler is not None:
             self.reward_scaler.restore(state["reward_scaler"])
 
     def _episodes(
-        self, reward: np.ndarray, done: np.ndarray, shortened: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns and lengths of the whole episodes that ended; what is left runs on."""
-        returns, lengths, start = [], [], np.zeros(self.env.num_envs, np.int64)
-        for t, n in zip(*np.nonzero(done), strict=True):
+        self, reward: np.ndarray, truth: np.ndarray | None, done: np.ndarray, shortened: np.ndarray
+    ) -> _Ended:
+        """The whole episodes that ended; what is left runs on."""
+        ended, start = _Ended([], [], [], []), np.zeros(self.env.num_envs, np.int64)
+        true = np.zeros_like(reward) if truth is None else truth
+        for t, n in zip(*(place.tolist() for place in np.nonzero(done)), strict=True):
             first = start[n]
             if not shortened[t, n]:
-                returns.append(self._returns[n] + reward[first : t + 1, n].sum())
-                lengths.append(self._lengths[n] + t + 1 - first)
+                ended.places.append((t, n))
+                ended.returns.append(self._returns[n] + reward[first : t + 1, n].sum())
+                ended.true_returns.append(self._true_returns[n] + true[first : t + 1, n].sum())
+                ended.lengths.append(self._lengths[n] + t + 1 - first)
             start[n], self._returns[n], self._lengths[n] = t + 1, 0.0, 0
+            self._true_returns[n] = 0.0
         horizon = len(reward)
         running = np.arange(horizon)[:, None] >= start
         self._returns += np.where(running, reward, 0.0).sum(axis=0)
+        self._true_returns += np.where(running, true, 0.0).sum(axis=0)
         self._lengths += horizon - start
-        return np.array(returns, float), np.array(lengths, np.int64)
+        return _Ended(
+            ended.places,
+            np.array(ended.returns, float),
+            np.array(ended.true_returns, float),
+            np.array(ended.lengths, np.int64),
+        )
 
     def _cut(
         self, cut: list[tuple[int, np.ndarray]], unused: int, shape: tuple[int, ...], dtype: Any
