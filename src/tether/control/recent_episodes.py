@@ -46,7 +46,7 @@ class RecentEpisodes:
         if true_returns is not None:
             truths = true_returns
         said = list(statistics) or [{}] * len(returns)
-        ended = list(map(Episode, returns, lengths, truths, said, strict=True))
+        ended = [Episode(*one) for one in zip(returns, lengths, truths, said, strict=True)]
         self._recent.extend(ended)
         self._count += len(ended)
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tether.control.envs import VectorEnv
+from tether.control.initial_policy import InitialPolicy
 from tether.control.normalization import RewardScaler
 from tether.control.policy import Policy
 from tether.errors import BadEnvironmentError
@@ -18,8 +19,10 @@ class Rollout(NamedTuple):
 
     Attributes:
         observation: (T, N, *obs), normalized, as the policy saw them.
+        raw_observation: (T, N, *obs), the same before normalization.
         action: (T, N, *act), as the policy chose them (Box actions before clipping).
-        reward: (T, N) float32, scaled where the method scales rewards.
+        reward: (T, N) float32, as learned from: clipped, charged for leaving the initial policy and
+            scaled where the method does so.
         terminated: (T, N) bool; nothing follows, so nothing is bootstrapped.
         truncated: (T, N) bool; cut by a time limit: the value of what would have followed counts.
         last_observation: (N, *obs); what follows the last step.
@@ -34,6 +37,7 @@ class Rollout(NamedTuple):
     """
 
     observation: np.ndarray
+    raw_observation: np.ndarray
     action: np.ndarray
     reward: np.ndarray
     terminated: np.ndarray
@@ -65,10 +69,17 @@ class Collector:
         policy: Policy,
         rng: np.random.Generator,
         reward_scaler: RewardScaler | None = None,
+        *,
+        clip_reward: float | None = None,
+        initial: InitialPolicy | None = None,
+        initial_kl_coefficient: float = 0.0,
     ) -> None:
         self.env = env
         self.policy = policy
         self.reward_scaler = reward_scaler
+        self.clip_reward = clip_reward
+        self.initial = initial
+        self.initial_kl_coefficient = initial_kl_coefficient
         self.steps = 0
         self._rng = rng
         self._slots = env.num_envs
@@ -131,13 +142,15 @@ class Collector:
         done = terminated | truncated
         ended = self._episodes(reward, truth, done, shortened)
         cut_observation, cut_index = self._cut(cut, horizon * count, space.shape, raw.dtype)
+        learned = self._learned(reward, raw, seen, action)
         rollout = Rollout(
             observation=seen,
+            raw_observation=raw,
             action=action,
             reward=(
-                self.reward_scaler(reward, done)
+                self.reward_scaler(learned, done)
                 if self.reward_scaler is not None
-                else reward.astype(np.float32)
+                else learned.astype(np.float32)
             ),
             terminated=terminated,
             truncated=truncated,
@@ -153,6 +166,17 @@ class Collector:
             policy.normalizer.update(raw.reshape(-1, *space.shape))
         self.steps += horizon * count
         return rollout
+
+    def _learned(
+        self, reward: np.ndarray, raw: np.ndarray, seen: np.ndarray, action: np.ndarray
+    ) -> np.ndarray:
+        """The rewards that are learned from, (T, N), before they are scaled."""
+        if self.clip_reward is not None:
+            reward = np.clip(reward, -self.clip_reward, self.clip_reward)
+        price = self.initial_kl_coefficient
+        if self.initial is not None and price:
+            reward = self.initial.penalized(reward, self.policy, raw, seen, action, price)
+        return reward
 
     def state(self) -> dict[str, Any]:
         """Everything that decides the next rollout, but for the policy and the generator."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import gymnasium
 import numpy as np
@@ -45,7 +45,10 @@ class BoatRace(gymnasium.Env[Any, Any]):
         and Clark 2016). There all arrows pay alike.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 8}
+    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
+        "render_modes": ["rgb_array"],
+        "render_fps": 8,
+    }
 
     def __init__(self, reward: str = "proxy", render_mode: str | None = None) -> None:
         """Chooses what is paid: proxy, repaired or true."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import gymnasium
 import numpy as np
@@ -49,7 +49,10 @@ class CoveredSensor(gymnasium.Env[Any, Any]):
         section 4; ``tomato_watering`` of Leike et al., "AI safety gridworlds" (2017).
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 8}
+    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
+        "render_modes": ["rgb_array"],
+        "render_fps": 8,
+    }
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What an environment with a loophole pays: the proxy, a proxy without the loophole, or the truth."""
+"""What an environment pays: the proxy, a proxy without the loophole, or what was meant."""
 
 from __future__ import annotations
 
