@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from tether import objectives
-from tether.control.normalization import ObservationNormalizer
 from tether.control.policy import Policy
-
-if TYPE_CHECKING:
-    from tether.control.rollout import Rollout
 
 
 class InitialPolicy:
@@ -19,7 +15,7 @@ class InitialPolicy:
 
     def __init__(self, policy: Policy) -> None:
         """Copies the policy as it stands."""
-        self._policy = _copy(policy, policy.state())
+        self._policy = Policy.from_state(policy.spec, policy.state())
 
     def penalized(
         self,
@@ -50,10 +46,16 @@ class InitialPolicy:
         charged: np.ndarray = objectives.kl_penalized_reward(reward, log_ratio, coefficient)
         return charged
 
-    def kl(self, policy: Policy, rollout: Rollout) -> float:
-        """E_s[KL(pi(.|s) || pi_0(.|s))] over the states of a rollout, nats a step."""
-        ours = policy.distribution(_flat(rollout.observation))
-        theirs = self._policy.distribution(self._policy.normalize(_flat(rollout.raw_observation)))
+    def kl(self, policy: Policy, raw: np.ndarray, seen: np.ndarray) -> float:
+        """E_s[KL(pi(.|s) || pi_0(.|s))] in nats a step, in closed form.
+
+        Args:
+            policy: pi.
+            raw: (T, N, *obs), the states before normalization.
+            seen: (T, N, *obs), the same as pi sees them.
+        """
+        ours = policy.distribution(_flat(seen))
+        theirs = self._policy.distribution(self._policy.normalize(_flat(raw)))
         return float(np.mean(np.asarray(ours.kl(theirs), float)))
 
     def state(self) -> dict[str, Any]:
@@ -62,17 +64,7 @@ class InitialPolicy:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Undo :meth:`state`."""
-        self._policy = _copy(self._policy, state)
-
-
-def _copy(policy: Policy, state: dict[str, Any]) -> Policy:
-    copied = Policy.from_state(policy.spec, state)
-    if copied.normalizer is not None:
-        # Statistics are arrays that the learning policy replaces and never writes into.
-        normalizer = ObservationNormalizer(policy.spec.observation_space.shape)
-        normalizer.restore(state["normalizer"])
-        copied.normalizer = normalizer
-    return copied
+        self._policy = Policy.from_state(self._policy.spec, state)
 
 
 def _flat(array: np.ndarray) -> np.ndarray:

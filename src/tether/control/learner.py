@@ -169,12 +169,13 @@ class OnPolicyLearner(PolicyLearner):
     def _within_budget(self, rollout: Rollout, before: PolicyParameters) -> float:
         """The divergence from the initial policy, whose budget the policy never leaves, in nats."""
         assert self.initial is not None
-        kl = self.initial.kl(self.policy, rollout)
+        states = rollout.raw_observation, rollout.observation
+        kl = self.initial.kl(self.policy, *states)
         budget = self.config.initial_kl_budget
         if budget is None or kl <= budget:
             return kl
         self.policy.parameters, self._over_budget = before, True
-        return self.initial.kl(self.policy, rollout)
+        return self.initial.kl(self.policy, *states)
 
     def state(self) -> State:
         """Everything that decides the future of the run."""
