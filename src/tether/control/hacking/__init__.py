@@ -28,7 +28,7 @@ IDS = (
 _ENTRIES = {
     "tether/BoatRace-v0": ("tether.control.hacking.boat_race:BoatRace", 100),
     "tether/CoveredSensor-v0": ("tether.control.hacking.covered_sensor:CoveredSensor", 100),
-    "tether/GateCheetah-v0": ("tether.control.hacking.gate_cheetah:GateCheetah", 1000),
+    "tether/GateCheetah-v0": ("tether.control.hacking.gate_cheetah:GateCheetah", 200),
     "tether/SleepingWalker-v0": ("tether.control.hacking.sleeping_walker:SleepingWalker", 1000),
 }
 
