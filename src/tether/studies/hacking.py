@@ -72,7 +72,7 @@ class Ground(NamedTuple):
 GROUNDS: Final = {
     "boat-race": Ground("tether/BoatRace-v0", 60_000, 10_240, 1.0, 0.35, 2.0),
     "covered-sensor": Ground("tether/CoveredSensor-v0", 150_000, 60_000, 5.0, 0.5, 1.0),
-    "gate-cheetah": Ground("tether/GateCheetah-v0", 300_000, 150_000, 0.01, 5.0, 0.5),
+    "gate-cheetah": Ground("tether/GateCheetah-v0", 500_000, 150_000, 0.01, 5.0, 0.5),
     "sleeping-walker": Ground("tether/SleepingWalker-v0", 200_000, 200_000, 0.05, 2.0, 0.5),
 }
 

@@ -21,7 +21,7 @@ class GateCheetah(HalfCheetahEnv):
 
     The arithmetic: running at v m/s passes v / d gates in a second, where d is the distance of
     gates; rocking over one gate f times in a second passes f. So rocking pays more for every runner
-    slower than f d: at 1 Hz and 5 m, for all below 5 m/s. And it is learned first, since every
+    slower than f d: at 3 Hz and 5 m, for all below 15 m/s. And it is learned first, since every
     episode begins at a gate and the next one is d metres away.
 
     ``reward="repaired"`` pays every gate once in an episode, in the order of the track.
