@@ -233,7 +233,7 @@ class ProxyWithoutTruth(Alarm):
         truth: str = "true_return/mean",
         *,
         lost: float = 0.5,
-        window: int = 10,
+        window: int = 5,
         stop: bool = False,
     ) -> None:
         """Watches both measurements.
