@@ -42,6 +42,7 @@ NOT_RUN = {
     "tether study figure3": "hours; tests/studies/test_figure3.py runs it small",
     "tether study table1": "hours",
     "tether study cliff": "minutes; tests/studies/test_cliff.py runs it small",
+    "tether study hacking": "hours; tests/studies/test_hacking.py runs it small",
     "tether study frontier": "an hour; tests/studies/test_frontier.py runs it small",
     "tether study christiano": "hours; tests/studies/test_christiano.py runs it small",
     "tether prefer --env Hopper-v5 --labels 700 --teacher human": "waits for people",

@@ -91,6 +91,7 @@ CASES = {
     "bernoulli_kl": Case(lambda p, q, m: o.bernoulli_kl(p, q), 2, masked=False),
     "bernoulli_entropy": Case(lambda p, m: o.bernoulli_entropy(p), 1, masked=False),
     "kl_k1": Case(o.kl_k1, 1),
+    "kl_penalized_reward": Case(lambda r, x, mask=None: o.kl_penalized_reward(r, x, 0.3, mask), 2),
     "trust_region_projection": Case(
         lambda g, k, m: o.trust_region_projection(g, k, 0.1), 2, masked=False
     ),

@@ -214,6 +214,24 @@ def test_only_k1_in_the_reward_has_the_gradient_of_a_sequences_kl(autodiff, rng)
     true = autodiff.gradient(exact, first, second)
     for found, expected in zip(autodiff.gradient(in_reward, first, second), true, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+    # What the first token is paid does not depend on the second.
+    reward = np.stack(np.broadcast_arrays(rng.normal(size=(3, 1)), rng.normal(size=(3, 3))), -1)
+
+    def penalized(a, b):
+        xp = array_namespace(a)
+        charged = o.kl_penalized_reward(reward, log_pi - log_ref, 0.7)
+        to_go = o.discounted_return(charged, 1.0, axis=-1)
+        terms = o.policy_gradient(tokens(a, b), xp.asarray(to_go), reduction="none")
+        return xp.sum(xp.asarray(chance[..., None]) * terms)
+
+    def worth(a, b):
+        xp = array_namespace(a)
+        weight = xp.exp(xp.sum(tokens(a, b), axis=-1))
+        return xp.sum(weight * xp.asarray(reward.sum(-1))) - 0.7 * exact(a, b)
+
+    wanted = autodiff.gradient(worth, first, second)
+    for found, expected in zip(autodiff.gradient(penalized, first, second), wanted, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
     short = autodiff.gradient(token_k2, first, second)
     np.testing.assert_allclose(short[1], true[1], rtol=1e-9, atol=1e-12)
     assert np.abs(short[0] - true[0]).max() > 1e-2

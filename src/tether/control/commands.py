@@ -16,6 +16,7 @@ from tether.control.evaluation import EVALUATION_SEED
 from tether.control.methods import METHODS
 from tether.control.named_objects import named_object
 from tether.errors import UserError
+from tether.learning.alarms import parse_alarm
 from tether.learning.methods import find_method
 from tether.learning.seeds import Seeds, is_seeds_folder, parse_seeds, runs_in, train_seeds
 
@@ -51,6 +52,9 @@ class TrainOptions:
     checkpoint_every: int | None = None
     """A checkpoint is saved whenever training passes a multiple of this many steps, and every
     minute in any case."""
+    alarms: tuple[str, ...] = ()
+    """Signs of reward hacking to watch for, each told once on stderr and written as a metric:
+    METRIC>NUMBER, METRIC<NUMBER, drift:METRIC or proxy-without-truth."""
     sinks: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     """Where metrics are written besides metrics.jsonl."""
     json: bool = False
@@ -94,6 +98,7 @@ def train(arguments: Sequence[str]) -> None:
         "env_kwargs": kwargs,
         "threads": options.threads,
         "checkpoint_every": options.checkpoint_every,
+        "callbacks": [parse_alarm(text) for text in options.alarms],
         "sinks": options.sinks,
         "progress": not options.quiet,
     }
@@ -196,10 +201,12 @@ def _evaluate_one(run: Path, options: EvaluateOptions, network: Any) -> dict[str
         result["demonstrations"] = str(options.record)
     if options.video is not None:
         result["video"] = str(options.video)
+    told = "true_return_mean" in result
     say(
         (f"{run.name}: " if run != options.run else "")
         + f"return {result['return_mean']:.1f} +- {result['return_std']:.1f} over "
         f"{result['episodes']} episodes"
+        + (f", true return {result['true_return_mean']:.1f}" if told else "")
         + (f"; film: {options.video}" if options.video is not None else "")
         + (f"; demonstrations: {options.record}" if options.record is not None else "")
     )

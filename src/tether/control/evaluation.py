@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -19,15 +21,34 @@ LONGEST_EPISODE = 100_000
 """Steps after which an evaluation gives up: a policy may stand in a corner for ever."""
 
 
+NO_STATISTICS: Final[Mapping[str, np.ndarray]] = MappingProxyType({})
+"""Of environments that say nothing about their episodes."""
+
+
 class Evaluation(NamedTuple):
-    """Undiscounted returns (E,) and lengths (E,) in steps of E whole episodes."""
+    """E whole episodes.
+
+    Attributes:
+        returns: (E,), undiscounted.
+        lengths: (E,), in steps.
+        true_returns: (E,), undiscounted sums of the true reward, or None where the environment
+            does not report it.
+        statistics: (E,) each, by name, what the environment said of its episodes.
+    """
 
     returns: np.ndarray
     lengths: np.ndarray
+    true_returns: np.ndarray | None = None
+    statistics: Mapping[str, np.ndarray] = NO_STATISTICS
 
     def summary(self) -> dict[str, float | int]:
         """Mean, standard deviation (population), extremes and mean length."""
+        further = {f"{name}_mean": float(v.mean()) for name, v in self.statistics.items()}
+        if self.true_returns is not None:
+            further["true_return_mean"] = float(self.true_returns.mean())
+            further["true_return_std"] = float(self.true_returns.std())
         return {
+            **further,
             "return_mean": float(self.returns.mean()),
             "return_std": float(self.returns.std()),
             "return_min": float(self.returns.min()),
@@ -71,9 +92,9 @@ def evaluate(
     share[: episodes % count] += 1
     rng = generator(seed, Stream.EVALUATION_NOISE)
     finished = np.zeros(count, np.int64)
-    running = np.zeros(count)
+    running, true = np.zeros(count), np.zeros(count)
     length = np.zeros(count, np.int64)
-    results: list[tuple[int, int, float, int]] = []
+    results: list[tuple[int, int, float, int, float, Mapping[str, float]]] = []
     observation = env.reset(seed)
     while (finished < share).any():
         distribution = policy.distribution(policy.normalize(observation))
@@ -87,6 +108,8 @@ def evaluate(
         if recorder is not None:
             recorder.after(step, finished < share)
         running += step.reward
+        if step.true_reward is not None:
+            true += step.true_reward
         length += 1
         if length.max() > LONGEST_EPISODE:
             raise UserError(
@@ -96,11 +119,18 @@ def evaluate(
             )
         for n in np.flatnonzero(step.terminated | step.truncated):
             if finished[n] < share[n]:
-                results.append((int(finished[n]), int(n), float(running[n]), int(length[n])))
+                numbers = (float(running[n]), int(length[n]), float(true[n]))
+                said = step.statistics.get(int(n), {})
+                results.append((int(finished[n]), int(n), *numbers, said))
             finished[n] += 1
-            running[n], length[n] = 0.0, 0
+            running[n], true[n], length[n] = 0.0, 0.0, 0
         observation = step.observation
-    results.sort()
+    results.sort(key=lambda result: result[:2])
+    _, _, returns, lengths, truths, said_of_each = zip(*results, strict=True)
+    names = set.intersection(*(set(said) for said in said_of_each))
     return Evaluation(
-        np.array([r for *_, r, _ in results]), np.array([n for *_, n in results], np.int64)
+        np.array(returns),
+        np.array(lengths, np.int64),
+        np.array(truths) if step.true_reward is not None else None,
+        {name: np.array([said[name] for said in said_of_each]) for name in sorted(names)},
     )

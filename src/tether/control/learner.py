@@ -4,18 +4,29 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
+from tether.control.initial_policy import InitialPolicy
 from tether.control.normalization import RewardScaler
+from tether.control.parameters import PolicyParameters
 from tether.control.policy_learner import PolicyConfig, PolicyLearner, check_finite
 from tether.control.rollout import Collector, Rollout
 from tether.learning.learner import Metrics, State
 
 MAY_BE_UNDEFINED = frozenset({"value/explained_variance"})
 """Metrics that are NaN without harm: nothing is explained where all targets are equal."""
+
+
+NO_SAFEGUARDS: Final[dict[str, Any]] = {
+    "clip_reward": None,
+    "initial_kl_coefficient": 0.0,
+    "initial_kl_budget": None,
+    "measure_initial_kl": False,
+}
+"""Settings against reward hacking, which no publication of these methods has."""
 
 
 class OnPolicyConfig(PolicyConfig):
@@ -38,9 +49,27 @@ class OnPolicyConfig(PolicyConfig):
     networks."""
     normalize_reward: bool = True
     """Divides rewards by the running standard deviation of the discounted return."""
+    clip_reward: float | None = Field(None, gt=0)
+    """Clips every reward to this size before anything is learned from it; returns are reported
+    unclipped (Atari: 1). None by default."""
+    initial_kl_coefficient: float = Field(0.0, ge=0)
+    """The price of a nat of KL divergence from the policy that training began with (--init-from, or
+    the fresh one), in units of the reward. Raising it stays nearer; 0 has no price."""
+    initial_kl_budget: float | None = Field(None, gt=0)
+    """Training ends before an update whose policy would be further than this from the policy that
+    training began with, in nats of KL divergence a step. No budget by default."""
+    measure_initial_kl: bool = False
+    """Measures `policy/initial_kl`, the KL divergence from the policy that training began with,
+    also without a price or a budget."""
     stagger: bool = True
     """Cuts the first episodes of the environments at different times, so that the environments do
     not reach their episode limits at the same time."""
+
+    @property
+    def watches_initial(self) -> bool:
+        """Whether the policy that training began with is kept beside the one that learns."""
+        budget = self.initial_kl_budget is not None
+        return self.measure_initial_kl or self.initial_kl_coefficient > 0 or budget
 
     @model_validator(mode="after")
     def _whole_steps(self) -> Self:
@@ -68,7 +97,17 @@ class OnPolicyLearner(PolicyLearner):
         self.iterations = 0
         self._started = 0
         scaler = RewardScaler(env.num_envs, config.gamma) if config.normalize_reward else None
-        self.collector = Collector(env, self.policy, self._acting, scaler)
+        self.initial = InitialPolicy(self.policy) if config.watches_initial else None
+        self._over_budget = False
+        self.collector = Collector(
+            env,
+            self.policy,
+            self._acting,
+            scaler,
+            clip_reward=config.clip_reward,
+            initial=self.initial,
+            initial_kl_coefficient=config.initial_kl_coefficient,
+        )
         self.init(weights)
         self.collector.reset(seeds, stagger=config.stagger)
 
@@ -99,6 +138,11 @@ class OnPolicyLearner(PolicyLearner):
         return self.collector.steps
 
     @property
+    def finished(self) -> bool:
+        """Whether the next update would leave the budget of KL divergence."""
+        return self._over_budget
+
+    @property
     def progress(self) -> float:
         """The fraction of the run's steps taken before this iteration, in [0, 1)."""
         return min(1.0, self._started / self.total_steps)
@@ -106,7 +150,13 @@ class OnPolicyLearner(PolicyLearner):
     def collect(self) -> Rollout:
         """One rollout, whose episodes are counted."""
         rollout = self.collector.collect(self.config.steps_per_iteration // self.config.num_envs)
-        self._episodes.extend(rollout.episode_returns.tolist(), rollout.episode_lengths.tolist())
+        truths = rollout.episode_true_returns
+        self._episodes.extend(
+            rollout.episode_returns.tolist(),
+            rollout.episode_lengths.tolist(),
+            None if truths is None else truths.tolist(),
+            rollout.episode_statistics,
+        )
         return rollout
 
     def episodes(self) -> Metrics:
@@ -116,14 +166,32 @@ class OnPolicyLearner(PolicyLearner):
     def iterate(self) -> Metrics:
         """One rollout and one update."""
         self._started = self.steps
-        metrics = self.update(self.collect())
+        before = self.policy.parameters
+        rollout = self.collect()
+        metrics = self.update(rollout)
+        if self.initial is not None:
+            metrics["policy/initial_kl"] = self._within_budget(rollout, before)
         self.iterations += 1
         check_finite(metrics, self.steps, MAY_BE_UNDEFINED)
         return {**self.episodes(), **metrics}
 
+    def _within_budget(self, rollout: Rollout, before: PolicyParameters) -> float:
+        """The divergence from the initial policy, whose budget the policy never leaves, in nats."""
+        assert self.initial is not None
+        states = rollout.raw_observation, rollout.observation
+        kl = self.initial.kl(self.policy, *states)
+        budget = self.config.initial_kl_budget
+        if budget is None or kl <= budget:
+            return kl
+        self.policy.parameters, self._over_budget = before, True
+        return self.initial.kl(self.policy, *states)
+
     def state(self) -> State:
         """Everything that decides the future of the run."""
+        initial = {} if self.initial is None else {"initial": self.initial.state()}
         return {
+            **initial,
+            "over_budget": self._over_budget,
             "policy": self.policy.state(),
             "collector": self.collector.state(),
             "method": self.method_state(),
@@ -140,4 +208,7 @@ class OnPolicyLearner(PolicyLearner):
         self.restore_method(restored["method"])
         self._restore_random(restored)
         self.iterations = int(restored["iterations"])
+        self._over_budget = bool(restored.get("over_budget", False))
+        if self.initial is not None:
+            self.initial.restore(restored["initial"])
         self._episodes.restore(restored)

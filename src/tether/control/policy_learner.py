@@ -7,8 +7,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,13 +20,11 @@ from tether.control.envs.spaces_json import space_in_words
 from tether.control.networks import Activation
 from tether.control.normalization import ObservationNormalizer
 from tether.control.policy import Policy, PolicySpec
+from tether.control.recent_episodes import RecentEpisodes
 from tether.errors import NonFiniteError, UserError
 from tether.learning.config import Config
 from tether.learning.learner import Metrics, State
 from tether.learning.seeding import Stream, derived_seed, generator
-
-RETURN_WINDOW = 100
-"""Episodes over which the training return is averaged (the paper's "last 100 episodes")."""
 
 
 class PolicyConfig(Config):
@@ -167,49 +164,6 @@ def training_seeds(seed: int, num_envs: int) -> list[int]:
     seeds almost the same environments.
     """
     return [derived_seed(seed, Stream.ENVIRONMENTS, i) for i in range(num_envs)]
-
-
-class RecentEpisodes:
-    """Undiscounted returns and lengths of the last episodes, and how many there were in all."""
-
-    def __init__(self) -> None:
-        self._recent: deque[tuple[float, int]] = deque(maxlen=RETURN_WINDOW)
-        self._count = 0
-
-    def extend(self, returns: Iterable[float], lengths: Iterable[int]) -> None:
-        """Take in episodes in the order in which they ended."""
-        ended = list(zip(returns, lengths, strict=True))
-        self._recent.extend(ended)
-        self._count += len(ended)
-
-    def metrics(self) -> Metrics:
-        """`return/...` and `episode/...`; only the count until an episode has ended."""
-        if not self._recent:
-            return {"episode/count": self._count}
-        returns, lengths = zip(*self._recent, strict=True)
-        return {
-            "return/mean": float(np.mean(returns)),
-            "return/std": float(np.std(returns)),
-            "return/min": float(np.min(returns)),
-            "return/max": float(np.max(returns)),
-            "episode/length": float(np.mean(lengths)),
-            "episode/count": self._count,
-        }
-
-    def state(self) -> State:
-        """The window and the count."""
-        return {
-            "episodes": self._count,
-            "recent_returns": np.array([r for r, _ in self._recent], float),
-            "recent_lengths": np.array([n for _, n in self._recent], np.int64),
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Undo :meth:`state`."""
-        self._count = int(state["episodes"])
-        returns, lengths = (state[f"recent_{name}"].tolist() for name in ("returns", "lengths"))
-        self._recent.clear()
-        self._recent.extend(zip(returns, lengths, strict=True))
 
 
 def check_finite(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from tether.control.envs import Step, VectorEnv
+from tether.control.initial_policy import InitialPolicy
 from tether.control.normalization import RewardScaler
 from tether.control.policy import Policy
 from tether.errors import BadEnvironmentError
@@ -18,8 +19,10 @@ class Rollout(NamedTuple):
 
     Attributes:
         observation: (T, N, *obs), normalized, as the policy saw them.
+        raw_observation: (T, N, *obs), the same before normalization.
         action: (T, N, *act), as the policy chose them (Box actions before clipping).
-        reward: (T, N) float32, scaled where the method scales rewards.
+        reward: (T, N) float32, as learned from: clipped, charged for leaving the initial policy and
+            scaled where the method does so.
         terminated: (T, N) bool; nothing follows, so nothing is bootstrapped.
         truncated: (T, N) bool; cut by a time limit: the value of what would have followed counts.
         last_observation: (N, *obs); what follows the last step.
@@ -28,9 +31,13 @@ class Rollout(NamedTuple):
         episode_returns: undiscounted, unscaled returns of the episodes that ended, in their order;
             those that were shortened to stagger the environments are left out.
         episode_lengths: their lengths in environment steps.
+        episode_true_returns: their undiscounted sums of the true reward; None where the
+            environments do not report it.
+        episode_statistics: what the environments said of each at its end.
     """
 
     observation: np.ndarray
+    raw_observation: np.ndarray
     action: np.ndarray
     reward: np.ndarray
     terminated: np.ndarray
@@ -40,6 +47,17 @@ class Rollout(NamedTuple):
     cut_index: np.ndarray
     episode_returns: np.ndarray
     episode_lengths: np.ndarray
+    episode_true_returns: np.ndarray | None = None
+    episode_statistics: tuple[Mapping[str, float], ...] = ()
+
+
+class _Ended(NamedTuple):
+    """Where (t, n) whole episodes ended, and what they came to."""
+
+    places: list[tuple[int, int]]
+    returns: Any
+    true_returns: Any
+    lengths: Any
 
 
 class Experience(NamedTuple):
@@ -83,15 +101,23 @@ class Collector:
         policy: Policy,
         rng: np.random.Generator,
         reward_scaler: RewardScaler | None = None,
+        *,
+        clip_reward: float | None = None,
+        initial: InitialPolicy | None = None,
+        initial_kl_coefficient: float = 0.0,
     ) -> None:
         self.env = env
         self.policy = policy
         self.reward_scaler = reward_scaler
         self.judge: Judge | None = None
+        self.clip_reward = clip_reward
+        self.initial = initial
+        self.initial_kl_coefficient = initial_kl_coefficient
         self.steps = 0
         self._rng = rng
         self._slots = env.num_envs
         self._returns = np.zeros(env.num_envs)
+        self._true_returns = np.zeros(env.num_envs)
         self._lengths = np.zeros(env.num_envs, np.int64)
 
     def reset(self, seed: int | Sequence[int], *, stagger: bool = False) -> None:
@@ -115,6 +141,8 @@ class Collector:
         seen = np.empty(raw.shape, np.float32 if vector else raw.dtype)
         action = np.empty((horizon, count, *head.shape), head.dtype)
         reward = np.empty((horizon, count))
+        truth: np.ndarray | None = None
+        said: dict[tuple[int, int], Mapping[str, float]] = {}
         terminated = np.empty((horizon, count), bool)
         truncated = np.empty((horizon, count), bool)
         shortened = np.empty((horizon, count), bool)
@@ -134,10 +162,15 @@ class Collector:
             observation = step.observation
             reward[t], terminated[t], truncated[t] = step.reward, step.terminated, step.truncated
             shortened[t] = step.shortened
+            if step.true_reward is not None:
+                if truth is None:
+                    truth = np.zeros((horizon, count))
+                truth[t] = step.true_reward
             if step.final_observation is not step.observation:
                 only_cut = step.truncated & ~step.terminated
                 for n in np.flatnonzero(only_cut):
                     cut.append((t * count + int(n), step.final_observation[n].copy()))
+                said.update({(t, n): numbers for n, numbers in step.statistics.items()})
                 if watch is not None:
                     watch.ended(t, step)
 
@@ -146,28 +179,43 @@ class Collector:
             self._check_observations(raw, cut)
         self._check_finite("reward", reward, 0)
         done = terminated | truncated
-        returns, lengths = self._episodes(reward, done, shortened)
+        ended = self._episodes(reward, truth, done, shortened)
         cut_observation, cut_index = self._cut(cut, horizon * count, space.shape, raw.dtype)
         paid: np.ndarray | None = reward
         if watch is not None and self.judge is not None:
             following = np.concatenate([raw[1:], self._observation[None]])
             paid = self.judge(watch.experience(raw, following, reward, terminated, truncated))
+        learned = None if paid is None else self._learned(paid, raw, seen, action)
         rollout = Rollout(
             observation=seen,
+            raw_observation=raw,
             action=action,
-            reward=self._scaled(paid, done),
+            reward=self._scaled(learned, done),
             terminated=terminated,
             truncated=truncated,
             last_observation=policy.normalize(self._observation),
             cut_observation=policy.normalize(cut_observation),
             cut_index=cut_index,
-            episode_returns=returns,
-            episode_lengths=lengths,
+            episode_returns=ended.returns,
+            episode_lengths=ended.lengths,
+            episode_true_returns=ended.true_returns if truth is not None else None,
+            episode_statistics=tuple(said.get(place, {}) for place in ended.places),
         )
         if policy.normalizer is not None:
             policy.normalizer.update(raw.reshape(-1, *space.shape))
         self.steps += horizon * count
         return rollout
+
+    def _learned(
+        self, reward: np.ndarray, raw: np.ndarray, seen: np.ndarray, action: np.ndarray
+    ) -> np.ndarray:
+        """The rewards that are learned from, (T, N), before they are scaled."""
+        if self.clip_reward is not None:
+            reward = np.clip(reward, -self.clip_reward, self.clip_reward)
+        price = self.initial_kl_coefficient
+        if self.initial is not None and price:
+            reward = self.initial.penalized(reward, self.policy, raw, seen, action, price)
+        return reward
 
     def state(self) -> dict[str, Any]:
         """Everything that decides the next rollout, but for the policy and the generator."""
@@ -176,6 +224,7 @@ class Collector:
             "steps": self.steps,
             "slots": self._slots,
             "returns": self._returns.copy(),
+            "true_returns": self._true_returns.copy(),
             "lengths": self._lengths.copy(),
             "reward_scaler": self.reward_scaler.state() if self.reward_scaler else None,
         }
@@ -186,6 +235,8 @@ class Collector:
         self.steps = int(state["steps"])
         self._slots = int(state["slots"])
         self._returns = np.array(state["returns"])
+        # Absent from the first checkpoints, whose environments reported none.
+        self._true_returns = np.array(state.get("true_returns", np.zeros_like(self._returns)))
         self._lengths = np.array(state["lengths"])
         if self.reward_scaler is not None:
             self.reward_scaler.restore(state["reward_scaler"])
@@ -199,21 +250,31 @@ class Collector:
         return self.reward_scaler(reward, done)
 
     def _episodes(
-        self, reward: np.ndarray, done: np.ndarray, shortened: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns and lengths of the whole episodes that ended; what is left runs on."""
-        returns, lengths, start = [], [], np.zeros(self.env.num_envs, np.int64)
-        for t, n in zip(*np.nonzero(done), strict=True):
+        self, reward: np.ndarray, truth: np.ndarray | None, done: np.ndarray, shortened: np.ndarray
+    ) -> _Ended:
+        """The whole episodes that ended; what is left runs on."""
+        ended, start = _Ended([], [], [], []), np.zeros(self.env.num_envs, np.int64)
+        true = np.zeros_like(reward) if truth is None else truth
+        for t, n in zip(*(place.tolist() for place in np.nonzero(done)), strict=True):
             first = start[n]
             if not shortened[t, n]:
-                returns.append(self._returns[n] + reward[first : t + 1, n].sum())
-                lengths.append(self._lengths[n] + t + 1 - first)
+                ended.places.append((t, n))
+                ended.returns.append(self._returns[n] + reward[first : t + 1, n].sum())
+                ended.true_returns.append(self._true_returns[n] + true[first : t + 1, n].sum())
+                ended.lengths.append(self._lengths[n] + t + 1 - first)
             start[n], self._returns[n], self._lengths[n] = t + 1, 0.0, 0
+            self._true_returns[n] = 0.0
         horizon = len(reward)
         running = np.arange(horizon)[:, None] >= start
         self._returns += np.where(running, reward, 0.0).sum(axis=0)
+        self._true_returns += np.where(running, true, 0.0).sum(axis=0)
         self._lengths += horizon - start
-        return np.array(returns, float), np.array(lengths, np.int64)
+        return _Ended(
+            ended.places,
+            np.array(ended.returns, float),
+            np.array(ended.true_returns, float),
+            np.array(ended.lengths, np.int64),
+        )
 
     def _cut(
         self, cut: list[tuple[int, np.ndarray]], unused: int, shape: tuple[int, ...], dtype: Any

@@ -36,6 +36,9 @@ from tether.learning.methods import Method, check_learner_class
 from tether.learning.run import Run
 from tether.learning.training import Prepared, Trained
 
+TRUE = "true_return/mean"
+"""The metric of what was meant, where an environment reports it."""
+
 
 @dataclass
 class TrainedPolicy(Trained):
@@ -54,6 +57,7 @@ class TrainedPolicy(Trained):
             **super().summary(),
             "return_mean": metrics.get("return/mean"),
             "return_std": metrics.get("return/std"),
+            **({"true_return_mean": metrics[TRUE]} if TRUE in metrics else {}),
             "episodes": metrics.get("episode/count", 0),
             "steps_per_iteration": self.first_iteration[0],
             "first_iteration_seconds": self.first_iteration[1],
@@ -62,7 +66,10 @@ class TrainedPolicy(Trained):
     def score(self) -> str:
         """The training return, in a few words."""
         mean, std = (self.metrics.get(f"return/{name}") for name in ("mean", "std"))
-        return "no episode ended" if mean is None else f"return {mean:.1f} +- {std:.1f}"
+        if mean is None:
+            return "no episode ended"
+        true = self.metrics.get(TRUE)
+        return f"return {mean:.1f} +- {std:.1f}" + ("" if true is None else f", true {true:.1f}")
 
 
 class ControlEngine(Engine[PolicyLearner, TrainedPolicy]):

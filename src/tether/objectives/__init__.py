@@ -17,6 +17,7 @@ from .divergence import (
     kl_k1,
     kl_k2,
     kl_k3,
+    kl_penalized_reward,
     ppo_adaptive_beta,
     ziegler_adaptive_beta,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "kl_k1",
     "kl_k2",
     "kl_k3",
+    "kl_penalized_reward",
     "kl_penalized_surrogate",
     "kto",
     "kto_reference_point",

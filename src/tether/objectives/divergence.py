@@ -205,6 +205,38 @@ def kl_k3(log_ratio: Array, mask: Array | None = None) -> Array:
     return namespace(log_ratio).expm1(-log_ratio) + log_ratio
 
 
+def kl_penalized_reward(
+    reward: Array, log_ratio: Array, beta: Scalar, mask: Array | None = None
+) -> Array:
+    """Rewards of a policy that pays for leaving a reference.
+
+    r'_t = r_t - beta (log pi(a_t|s_t) - log ref(a_t|s_t))
+
+    Their expected sum is E[sum r] - beta KL(pi || ref) of whole trajectories. The log-ratio of the
+    action that was taken is needed: the policy gradient sees only what depends on the action, and
+    the divergence of the state in closed form does not.
+
+    Args:
+        reward: r, detached; any shape.
+        log_ratio: log pi(a|s) - log ref(a|s) in nats of sampled actions, detached; same shape.
+        beta: Price of a nat, in units of `reward`.
+        mask: Boolean, same shape; true where an element counts.
+
+    Returns:
+        r', with the shape of `reward`; zero where masked.
+
+    Raises:
+        ValueError: When the arrays differ in their number of axes.
+
+    Source:
+        Jaques et al., "Sequence tutor" (2017), section 3.1; Ziegler et al., "Fine-tuning language
+        models from human preferences" (2019), equation 2.
+    """
+    xp = namespace(reward)
+    same_rank(reward=reward, log_ratio=log_ratio, mask=mask)
+    return keep(xp, mask, reward) - beta * kl_k1(log_ratio, mask)
+
+
 def ppo_adaptive_beta(beta: Scalar, kl: Scalar, target: Scalar) -> Scalar:
     """The next price of a nat: halved when the policy moved too little, doubled when too much.
 

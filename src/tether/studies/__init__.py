@@ -46,6 +46,10 @@ STUDIES: dict[str, Study] = {
         "the clipped surrogate for both signs of the advantage (the same, figure 1)",
         "tether.studies.clip:command",
     ),
+    "hacking": Study(
+        "reward hacking: shown in four environments, detected, and mitigated",
+        "tether.studies.hacking:command",
+    ),
     "frontier": Study(
         "reward against divergence: DPO, PPO and their rivals (Rafailov et al. 2023, figure 2)",
         "tether.studies.frontier:command",

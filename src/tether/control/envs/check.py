@@ -72,7 +72,7 @@ def check_vector_env(env: VectorEnv, steps: int = 200, seed: int = 0) -> int:
             _check_leaves(env, saved, "state()")
         step = env.step(action)
         _check_step(env, step, t)
-        trail.append(Step(*map(_copied, step)))
+        trail.append(_kept(step))
     _check(env, _equal(saved, snapshot), "a state changed while the environment was stepped")
 
     before = env.restore(saved)
@@ -101,6 +101,9 @@ def _check_step(env: VectorEnv, step: Step, t: int) -> None:
     _check_array(env, f"terminated of step {t}", step.terminated, (count,), bool)
     _check_array(env, f"truncated of step {t}", step.truncated, (count,), bool)
     _check_array(env, f"shortened of step {t}", step.shortened, (count,), bool)
+    if step.true_reward is not None:
+        name = f"true_reward of step {t}"
+        _check_array(env, name, step.true_reward, (count,), np.float64)
     running = ~(step.terminated | step.truncated)
     _check(
         env,
@@ -121,7 +124,7 @@ def _replay(env: VectorEnv, actions: list[Array], trail: list[Step], when: str) 
         for name in Step._fields:
             _check(
                 env,
-                _same(getattr(step, name), getattr(expected, name)),
+                _equal(getattr(step, name), getattr(expected, name)),
                 f"{when}, {name} differs {t + 1} steps later",
             )
 
@@ -157,6 +160,11 @@ def _copied(array: Array) -> Array:
     return np.array(array)
 
 
+def _kept(step: Step) -> Step:
+    arrays = {k: _copied(v) for k, v in step._asdict().items() if isinstance(v, np.ndarray)}
+    return step._replace(**arrays)
+
+
 def _same(one: Array, other: Array) -> bool:
     """Equality of bits: NaN equals itself, 0.0 is not -0.0."""
     return one.shape == other.shape and one.tobytes() == other.tobytes()
@@ -165,4 +173,6 @@ def _same(one: Array, other: Array) -> bool:
 def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, Mapping):
         return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
-    return _same(one, other) if isinstance(one, np.ndarray) else bool(one == other)
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return _same(one, other)
+    return bool(one is other or one == other)

@@ -95,6 +95,7 @@ class GivenVectorEnv:
         self._limits = np.full(self.num_envs, NO_LIMIT)
         self._actions: list[list[Array]] = [[] for _ in range(self.num_envs)]
         self._steps = 0
+        self._true_reward: Array | None = None
         # Episodes that stand in for those which a resume could not continue.
         self._replacing = np.zeros(self.num_envs, bool)
 
@@ -134,7 +135,8 @@ class GivenVectorEnv:
                 self._put(final, i, last)
             shortened = ended & ((self._limits < NO_LIMIT) | self._replacing)
             self._begin(ended)
-        return Step(observation, reward, terminated, truncated, final, shortened)
+        truth = self._true_reward
+        return Step(observation, reward, terminated, truncated, final, shortened, truth)
 
     def state(self) -> dict[str, Any]:
         """Seeds, episode numbers and the actions of the running episodes, copied."""
@@ -213,6 +215,8 @@ class GivenVectorEnv:
             for name, a in (("terminated", terminated), ("truncated", truncated))
         ]
         finals: dict[int, Any] = {}
+        if isinstance(info, dict) and ("true_reward" in info or self._true_reward is not None):
+            self._true_reward = self._truth(info, flags[0] | flags[1])
         if self._mode == AutoresetMode.SAME_STEP:
             for i in np.flatnonzero(flags[0] | flags[1]):
                 last = info.get("final_obs", info.get("final_observation"))
@@ -223,6 +227,16 @@ class GivenVectorEnv:
                     )
                 finals[int(i)] = last[i]
         return self._vector("reward", reward, float), flags[0], flags[1], finals
+
+    def _truth(self, info: dict[str, Any], ended: Array) -> Array:
+        """What was meant, from the infos of the steps; those of ended episodes may lie apart."""
+        missing = np.full(self.num_envs, np.nan)
+        truth = self._vector("info['true_reward']", info.get("true_reward", missing), float)
+        final = info.get("final_info")
+        if self._mode == AutoresetMode.SAME_STEP and isinstance(final, dict):
+            last = self._vector("info['true_reward']", final.get("true_reward", missing), float)
+            truth[ended] = last[ended]
+        return truth
 
     def _first_seeds(self) -> int | list[int]:
         first = [episode_seed(seed, 0) for seed in self._seeds]

@@ -26,6 +26,7 @@ from tether.control.envs.arrays import (
 from tether.control.envs.faults import environment_fault
 from tether.control.envs.protocol import (
     NO_LIMIT,
+    NO_STATISTICS,
     Step,
     check_state,
     environment_seeds,
@@ -113,6 +114,9 @@ class GymnasiumVectorEnv:
         self._terminated = np.zeros(self.num_envs, bool)
         self._truncated = np.zeros(self.num_envs, bool)
         self._never = np.zeros(self.num_envs, bool)
+        # What was meant, once the environments have reported it, and what they say at an end.
+        self._true_reward: Array | None = None
+        self._infos: dict[int, Any] = {}
         self._returns = np.zeros(self.num_envs)
         self._seeds: list[int] = []
         self._episodes = np.zeros(self.num_envs, np.int64)
@@ -146,16 +150,26 @@ class GymnasiumVectorEnv:
             if self._step_one(i, given[i]):
                 ended.append(i)
         observation = final = self._observation
-        shortened = self._never
+        shortened, statistics = self._never, NO_STATISTICS
         if ended:
             final = self._final
             final[...] = observation
             shortened = self._never.copy()
             shortened[ended] = self._limits[ended] < NO_LIMIT
+            statistics = {i: episode_statistics(self.id, self._infos[i]) for i in ended}
             for i in ended:
                 self._episodes[i] += 1
                 self._begin(i)
-        return Step(observation, self._reward, self._terminated, self._truncated, final, shortened)
+        return Step(
+            observation,
+            self._reward,
+            self._terminated,
+            self._truncated,
+            final,
+            shortened,
+            self._true_reward,
+            statistics,
+        )
 
     def state(self) -> dict[str, Any]:
         """Seeds, episode numbers and the actions of the running episodes, copied."""
@@ -263,32 +277,60 @@ class GymnasiumVectorEnv:
                 f"{self.id}: step must return (observation, reward, terminated, truncated, info), "
                 f"got {_describe(outcome)}"
             )
-        observation, reward, terminated, truncated, _ = outcome
+        observation, reward, terminated, truncated, info = outcome
         problem = self._write(self._rows[i], observation)
         if problem is not None:
             raise BadEnvironmentError(f"{self.id}: at step {len(self._actions[i])} {problem}")
         self._reward[i] = reward if type(reward) is float else self._number(reward)
         self._returns[i] += self._reward[i]
+        if self._true_reward is not None or (type(info) is dict and "true_reward" in info):
+            self._take_truth(i, info)
         ended = terminated if type(terminated) is bool else self._flag("terminated", terminated)
         cut = truncated if type(truncated) is bool else self._flag("truncated", truncated)
         cut = cut or len(self._actions[i]) >= self._limits[i]
         self._terminated[i], self._truncated[i] = ended, cut
-        return ended or cut
+        if ended or cut:
+            self._infos[i] = info
+            return True
+        return False
 
-    def _number(self, reward: Any) -> float:
+    def _take_truth(self, i: int, info: Any) -> None:
+        if self._true_reward is None:
+            self._true_reward = np.zeros(self.num_envs)
+        if not isinstance(info, dict) or "true_reward" not in info:
+            raise BadEnvironmentError(
+                f"{self.id}: info['true_reward'] was reported before and not at step "
+                f"{len(self._actions[i])}; report it at every step"
+            )
+        self._true_reward[i] = self._number(info["true_reward"], "info['true_reward']")
+
+    def _number(self, reward: Any, name: str = "the reward") -> float:
         if isinstance(reward, int | float | np.number) or np.shape(reward) == ():
             try:
                 return float(reward)
             except (TypeError, ValueError):
                 pass
-        raise BadEnvironmentError(
-            f"{self.id}: the reward must be one number, got {_describe(reward)}"
-        )
+        raise BadEnvironmentError(f"{self.id}: {name} must be one number, got {_describe(reward)}")
 
     def _flag(self, name: str, value: Any) -> bool:
         if isinstance(value, bool | np.bool_) or (np.shape(value) == () and value in (0, 1)):
             return bool(value)
         raise BadEnvironmentError(f"{self.id}: {name} must be a bool, got {_describe(value)}")
+
+
+def episode_statistics(name: str, info: Any) -> dict[str, float]:
+    """The numbers in ``info["statistics"]`` of an episode's last step; none where it has none.
+
+    Raises:
+        BadEnvironmentError: they are no dictionary of numbers.
+    """
+    given = info.get("statistics", {}) if isinstance(info, dict) else {}
+    try:
+        return {str(key): float(value) for key, value in given.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise BadEnvironmentError(
+            f"{name}: info['statistics'] must be a dictionary of numbers, got {_describe(given)}"
+        ) from None
 
 
 def _describe(value: Any) -> str:

@@ -21,11 +21,12 @@ from gymnasium.envs.mujoco.walker2d_v5 import Walker2dEnv
 from gymnasium.utils import seeding
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
-from tether.control.envs import mujoco_fixed, mujoco_planar, mujoco_spatial
+from tether.control.envs import mujoco_fixed, mujoco_hacking, mujoco_planar, mujoco_spatial
 from tether.control.envs.arrays import Array, Space, action_batch, policy_space
 from tether.control.envs.mujoco_task import Task
 from tether.control.envs.protocol import (
     NO_LIMIT,
+    NO_STATISTICS,
     GoesOn,
     Step,
     check_state,
@@ -33,6 +34,8 @@ from tether.control.envs.protocol import (
     first_limits,
     restored_limits,
 )
+from tether.control.hacking.gate_cheetah import GateCheetah
+from tether.control.hacking.sleeping_walker import SleepingWalker
 from tether.errors import UserError
 
 # By class, not by id: a re-registered id may be anything, and a subclass may change the rules.
@@ -48,6 +51,8 @@ _TASKS: dict[type[Any], type[Task]] = {
     AntEnv: mujoco_spatial.Ant,
     HumanoidEnv: mujoco_spatial.Humanoid,
     HumanoidStandupEnv: mujoco_spatial.HumanoidStandup,
+    GateCheetah: mujoco_hacking.GateCheetah,
+    SleepingWalker: mujoco_hacking.SleepingWalker,
 }
 _MASK64 = (1 << 64) - 1
 
@@ -150,7 +155,7 @@ class MujocoVectorEnv:
         self._physics.ctrl[...] = action
         self._physics.step(self._substeps)
         observation = final = self._observation
-        shortened = self._never
+        shortened, statistics = self._never, NO_STATISTICS
         self._task.observe(observation)
         self._task.score(action, self._reward, self._terminated)
         self._elapsed += self._one
@@ -165,8 +170,19 @@ class MujocoVectorEnv:
             final = self._final
             final[...] = observation
             shortened = self._ended & (self._limits < self._limit)
-            self._begin(np.flatnonzero(self._ended).astype(np.int32))
-        return Step(observation, self._reward, self._terminated, self._truncated, final, shortened)
+            ids = np.flatnonzero(self._ended).astype(np.int32)
+            statistics = {i: self._task.statistics(i) for i in ids.tolist()}
+            self._begin(ids)
+        return Step(
+            observation,
+            self._reward,
+            self._terminated,
+            self._truncated,
+            final,
+            shortened,
+            self._task.true_reward,
+            statistics,
+        )
 
     def state(self) -> dict[str, Any]:
         """Physics, episode clocks, generators and the current observation, copied."""
@@ -222,6 +238,7 @@ class MujocoVectorEnv:
         self._limits[ids] = self._limit
         # Both are functions of the simulations as they stand, so running environments keep theirs.
         self._task.locate()
+        self._task.begin(ids)
         self._task.observe(self._observation)
 
 

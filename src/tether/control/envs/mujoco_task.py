@@ -9,6 +9,7 @@ Weights are read from a real Gymnasium environment, so its keyword arguments are
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,13 @@ class Task(ABC):
         normal_velocity: whether starts draw velocities from a normal distribution.
         position: (N, k), where the body was before the coming step, for tasks that reward
             velocity; k = 0 for the others. Part of the state: it may lag qpos by a substep.
+        true_reward: (N,) float64, written by :meth:`score`, of tasks that pay something else than
+            what is meant; None for the others.
     """
 
     stepper: type[BatchPhysics] | type[PooledPhysics] = BatchPhysics
     normal_velocity = False
+    true_reward: Array | None = None
 
     def __init__(self, env: Any, physics: Physics) -> None:
         """Read the weights of a Gymnasium environment.
@@ -60,6 +64,13 @@ class Task(ABC):
 
     def locate(self) -> None:  # noqa: B027
         """Set :attr:`position` from the simulations, after starts and after steps."""
+
+    def begin(self, ids: Array) -> None:  # noqa: B027
+        """Forget what was kept of the episodes of simulations `ids`, whose next ones begin."""
+
+    def statistics(self, i: int) -> Mapping[str, float]:
+        """Numbers about the episode of simulation i, which has just ended."""
+        return {}
 
     @abstractmethod
     def observe(self, out: Array) -> None:

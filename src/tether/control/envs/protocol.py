@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 import gymnasium
@@ -13,6 +14,10 @@ from tether.errors import UserError
 
 NO_LIMIT: Final = int(np.iinfo(np.int64).max)
 """Steps of an episode that no time limit cuts."""
+
+
+NO_STATISTICS: Final[Mapping[int, Mapping[str, float]]] = MappingProxyType({})
+"""What the environments say of the episodes that ended, where none did or they say nothing."""
 
 
 class Step(NamedTuple):
@@ -32,6 +37,11 @@ class Step(NamedTuple):
             as ``observation`` when no episode ended.
         shortened: (N,) bool, an episode ended whose time limit ``reset(stagger=True)`` had brought
             forward: however it ended, its return and length are not those of the task.
+        true_reward: (N,) float64, what was meant where ``reward`` pays something else: Gymnasium's
+            ``info["true_reward"]``. It is measured and never learned from. None where the
+            environments do not report it.
+        statistics: by the index of each environment whose episode ended, numbers about that
+            episode: Gymnasium's ``info["statistics"]`` of its last step.
     """
 
     observation: Array
@@ -40,6 +50,8 @@ class Step(NamedTuple):
     truncated: Array
     final_observation: Array
     shortened: Array
+    true_reward: Array | None = None
+    statistics: Mapping[int, Mapping[str, float]] = NO_STATISTICS
 
 
 class GoesOn(NamedTuple):

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, find_highest_version, get_env_id
 
+from tether.control import hacking
+
 BATCHED_TASKS: tuple[str, ...] = (
     "HalfCheetah-v5",
     "Hopper-v5",
@@ -27,6 +29,11 @@ BATCHED_TASKS: tuple[str, ...] = (
 All but Ant and the humanoids run on MuJoCo's batch stepper. Those three read contact forces that it
 cannot give, so each of their simulations has an MjData of its own.
 """
+_HACKING = {
+    "tether/GateCheetah-v0": "mujoco",
+    "tether/SleepingWalker-v0": "mujoco",
+    **dict.fromkeys(("tether/BoatRace-v0", "tether/CoveredSensor-v0"), "gymnasium"),
+}
 _UNBATCHED = ("Ant-v5", "Humanoid-v5", "HumanoidStandup-v5")
 
 # Packages beyond Gymnasium that families of its environments import, and Gymnasium's own extras.
@@ -59,12 +66,14 @@ def list_environments() -> list[EnvironmentEntry]:
     """
     steppers = ("MuJoCo's batch stepper", "MuJoCo, one MjData per environment")
     batched = [EnvironmentEntry(i, "mujoco", steppers[i in _UNBATCHED]) for i in BATCHED_TASKS]
+    note = "pays a proxy and reports the true reward; docs/reward-hacking.md"
+    ours = [EnvironmentEntry(name, backend, note) for name, backend in _HACKING.items()]
     others = [
         EnvironmentEntry(spec.id, "gymnasium", _note(spec))
         for spec in gymnasium.registry.values()
-        if spec.id not in BATCHED_TASKS and _can_be_made(spec)
+        if spec.id not in (*BATCHED_TASKS, *hacking.IDS) and _can_be_made(spec)
     ]
-    return batched + others
+    return batched + ours + others
 
 
 def close_ids(name: str) -> list[str]:

@@ -320,6 +320,14 @@ def _flat(error: Exception) -> str:
 _LISTENING = threading.RLock()
 
 
+_WITH_MODELS = (
+    "gymnasium.envs.mujoco",
+    "tether.control.hacking.gate_cheetah",
+    "tether.control.hacking.sleeping_walker",
+)
+"""Modules of environments that load MuJoCo models."""
+
+
 @contextlib.contextmanager
 def _quiet_models(entry_points: list[str]) -> Iterator[None]:
     """Keep MuJoCo from writing MUJOCO_LOG.TXT about Gymnasium's own model files.
@@ -327,7 +335,7 @@ def _quiet_models(entry_points: list[str]) -> Iterator[None]:
     Gymnasium's HalfCheetah model uses an attribute that MuJoCo 4 calls deprecated, which no user
     can change. Whatever else MuJoCo says while loading becomes a Python warning.
     """
-    if not any("gymnasium.envs.mujoco" in entry for entry in entry_points):
+    if not any(module in entry for entry in entry_points for module in _WITH_MODELS):
         yield
         return
     try:

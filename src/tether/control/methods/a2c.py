@@ -23,7 +23,7 @@ from tether import objectives
 from tether.control.compilation import share
 from tether.control.critic import Data, batch, estimate
 from tether.control.device import jit
-from tether.control.learner import OnPolicyConfig, OnPolicyLearner
+from tether.control.learner import NO_SAFEGUARDS, OnPolicyConfig, OnPolicyLearner
 from tether.control.optimizer import (
     adam,
     descend,
@@ -136,6 +136,7 @@ class A2C(OnPolicyLearner):
             "scale_actions": False,
             "normalize_reward": True,
             "stagger": True,
+            **NO_SAFEGUARDS,
             "learning_rate": 7e-4,
             "anneal": True,
             "optimizer": "rmsprop",

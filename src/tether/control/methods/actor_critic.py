@@ -105,6 +105,7 @@ class ActorCritic(PolicyLearner):
         self._compiled = compiled(self.config, self.spec)
         self._steps = 0
         self._returns = np.zeros(self.env.num_envs)
+        self._true_returns = np.zeros(self.env.num_envs)
         self._lengths = np.zeros(self.env.num_envs, np.int64)
         self._observation = self.env.reset(seeds).copy()
 
@@ -160,6 +161,7 @@ class ActorCritic(PolicyLearner):
             "env": self.env.state(),
             "steps": self._steps,
             "returns": self._returns.copy(),
+            "true_returns": self._true_returns.copy(),
             "lengths": self._lengths.copy(),
             **self._random_state(),
             **self._episodes.state(),
@@ -173,18 +175,28 @@ class ActorCritic(PolicyLearner):
         self._observation = self.env.restore(restored["env"]).copy()
         self._steps = int(restored["steps"])
         self._returns = np.array(restored["returns"])
+        self._true_returns = np.array(restored.get("true_returns", np.zeros_like(self._returns)))
         self._lengths = np.array(restored["lengths"])
         self._restore_random(restored)
         self._episodes.restore(restored)
 
     def _count(self, step: Step) -> None:
         self._returns += step.reward
+        truth = step.true_reward
+        if truth is not None:
+            self._true_returns += truth
         self._lengths += 1
         self._steps += self.env.num_envs
         ended = np.flatnonzero(step.terminated | step.truncated)
         if len(ended):
-            self._episodes.extend(self._returns[ended].tolist(), self._lengths[ended].tolist())
+            self._episodes.extend(
+                self._returns[ended].tolist(),
+                self._lengths[ended].tolist(),
+                None if truth is None else self._true_returns[ended].tolist(),
+                [step.statistics.get(n, {}) for n in ended.tolist()],
+            )
             self._returns[ended], self._lengths[ended] = 0.0, 0
+            self._true_returns[ended] = 0.0
 
     def _check(self, name: str, array: np.ndarray) -> None:
         if array.dtype.kind == "f" and not np.isfinite(array).all():

@@ -218,6 +218,9 @@ class BehaviourCloning(PolicyLearner):
         result = evaluate(self.policy, self.env, episodes=config.evaluation_episodes).summary()
         self._evaluated += int(result["episodes"])
         returns = {f"return/{k}": result[f"return_{k}"] for k in ("mean", "std", "min", "max")}
+        if "true_return_mean" in result:
+            returns["true_return/mean"] = result["true_return_mean"]
+            returns["true_return/std"] = result["true_return_std"]
         return {
             **returns,
             "episode/length": result["length_mean"],

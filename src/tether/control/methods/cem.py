@@ -153,7 +153,7 @@ class CEM(PolicyLearner):
         networks = unflatten(policy.parameters.network, members)
         log_std = policy.parameters.log_std
         count = env.num_envs
-        total, running = np.zeros(count), np.zeros(count)
+        total, running, true = np.zeros(count), np.zeros(count), np.zeros(count)
         length, played, scores = (np.zeros(count, np.int64) for _ in range(3))
         raw = []
         observation = env.reset(self._acting.integers(2**63, size=count).tolist())
@@ -166,6 +166,8 @@ class CEM(PolicyLearner):
             self._check("reward", step.reward[alive])
             self._check("observation", step.observation)
             running += step.reward
+            if step.true_reward is not None:
+                true += step.true_reward
             length += 1
             self._steps += int(alive.sum())
             over = step.terminated | step.truncated
@@ -174,10 +176,15 @@ class CEM(PolicyLearner):
                 scored = ended & alive
                 total[scored] += running[scored]
                 scores[scored] += 1
-                self._episodes.extend(running[scored].tolist(), length[scored].tolist())
+                self._episodes.extend(
+                    running[scored].tolist(),
+                    length[scored].tolist(),
+                    None if step.true_reward is None else true[scored].tolist(),
+                    [step.statistics.get(n, {}) for n in np.flatnonzero(scored).tolist()],
+                )
                 # One that is cut here has no reset of its own and is scored no further.
                 played[ended] += np.where(over[ended], 1, config.episodes)
-                running[ended], length[ended] = 0.0, 0
+                running[ended], true[ended], length[ended] = 0.0, 0.0, 0
             observation = step.observation
         if policy.normalizer is not None:
             policy.normalizer.update(np.concatenate(raw))

@@ -35,7 +35,7 @@ from tether.control.critic import (
 )
 from tether.control.device import jit
 from tether.control.distributions import Distribution
-from tether.control.learner import OnPolicyConfig, OnPolicyLearner
+from tether.control.learner import NO_SAFEGUARDS, OnPolicyConfig, OnPolicyLearner
 from tether.control.optimizer import adam, descend, moments_from_state, moments_to_state
 from tether.control.parameters import PolicyParameters, network_from_state, network_to_state
 from tether.control.policy import PolicySpec
@@ -149,6 +149,7 @@ class PPO(OnPolicyLearner):
             "scale_actions": False,
             "normalize_reward": True,
             "stagger": True,
+            **NO_SAFEGUARDS,
             "epsilon": 0.2,
             "target_kl": None,
             "epochs": 10,

@@ -31,7 +31,7 @@ from tether import objectives
 from tether.control.compilation import share
 from tether.control.critic import Critic, CriticConfig, Data, batch
 from tether.control.device import jit
-from tether.control.learner import OnPolicyConfig, OnPolicyLearner
+from tether.control.learner import NO_SAFEGUARDS, OnPolicyConfig, OnPolicyLearner
 from tether.control.parameters import PolicyParameters
 from tether.control.policy import PolicySpec
 from tether.control.policy_gradient import mean_kl
@@ -94,6 +94,7 @@ class TRPO(OnPolicyLearner):
             "scale_actions": False,
             "normalize_reward": False,
             "stagger": True,
+            **NO_SAFEGUARDS,
             "max_kl": 0.01,
             "conjugate_gradient_iterations": 10,
             "damping": 0.1,

@@ -26,7 +26,7 @@ from tether import objectives
 from tether.control.compilation import share
 from tether.control.critic import ADAM_EPSILON, Critic, CriticConfig, Data, batch
 from tether.control.device import jit
-from tether.control.learner import OnPolicyConfig, OnPolicyLearner
+from tether.control.learner import NO_SAFEGUARDS, OnPolicyConfig, OnPolicyLearner
 from tether.control.optimizer import adam, moments_from_state, moments_to_state
 from tether.control.parameters import PolicyParameters
 from tether.control.policy import PolicySpec
@@ -87,6 +87,7 @@ class VPG(OnPolicyLearner):
             "scale_actions": False,
             "normalize_reward": True,
             "stagger": True,
+            **NO_SAFEGUARDS,
             "learning_rate": 3e-4,
             "kl_target": 0.002,
             "adaptive": True,
