@@ -71,6 +71,11 @@ COMMANDS: dict[str, Command] = {
         "tether.language.commands.speak:generate",
     ),
     "chat": Command("MODEL", "talk with a model or a run", "tether.language.commands.speak:chat"),
+    "preferences": Command(
+        "STORE",
+        "show or export a store of comparisons",
+        "tether.preferences.commands:preferences",
+    ),
     "export": Command(
         "RUN --to F --out DIR", "write a run's model for other programs", "tether.exporting:command"
     ),
@@ -110,6 +115,8 @@ _EXTRAS = {
             "transformers",
         }
     ),
+    "label": frozenset({"fastapi", "krippendorff", "sqlalchemy", "uvicorn"}),
+    "postgres": frozenset({"psycopg"}),
 }
 
 

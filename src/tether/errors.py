@@ -20,6 +20,10 @@ class DamagedCheckpointError(RunError):
     """A checkpoint whose bytes are not the ones that were written; an older one may still load."""
 
 
+class StoreError(UserError):
+    """A store of comparisons that cannot be used: missing, foreign, newer, read-only, full."""
+
+
 class BadEnvironmentError(UserError):
     """An environment that breaks its contract: unsupported spaces, wrong shapes, NaN or Inf."""
 
