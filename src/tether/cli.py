@@ -60,6 +60,11 @@ COMMANDS: dict[str, Command] = {
         "train a language model on comparisons (DPO)",
         "tether.language.commands.learn:dpo",
     ),
+    "judge": Command(
+        "--model M --data D",
+        "label pairs of texts by a language model that judges",
+        "tether.language.commands.judge:judge",
+    ),
     "best-of-n": Command(
         "--model M --n N",
         "sample n answers, keep the one that scores best",
@@ -93,7 +98,7 @@ COMMANDS: dict[str, Command] = {
     ),
 }
 
-_NAMES_A_MODULE = re.compile(r"^(--[\w-]+=)?[A-Za-z_][\w.]*:[\w./-]+$")
+_NAMES_A_MODULE = re.compile(r"^(--[\w-]+=)?(?!judge:)[A-Za-z_][\w.]*:[\w./-]+$")
 
 # Those whose runs have checkpoints.
 _LEARNING = frozenset({"train", "resume", "sft", "reward", "rlhf", "dpo"})

@@ -208,9 +208,7 @@ class CausalLM:
         for stem in stems[1:]:
             told = torch.tensor(stem, device=model.device).expand(len(own), len(stem))
             more = torch.cat([mask, mask.new_ones(told.shape)], dim=-1)
-            places = (len(shared) + lengths)[:, None] + torch.arange(
-                len(stem), device=model.device
-            )
+            places = (len(shared) + lengths)[:, None] + torch.arange(len(stem), device=model.device)
             tail = model.hidden_states(told, more, places, cache)[:, -1]
             after[stem] = self._log_probs(tail)
             forget(cache, len(shared) + width)

@@ -18,7 +18,6 @@ from tether.language.judge.questions import (
     Attribute,
     Layout,
     Mode,
-    Question,
     Reading,
     as_text,
     fill,
@@ -163,9 +162,7 @@ class Judge:
                     f"{mode}; leave it out, or add {name} to the attribute's file"
                 )
 
-    def score(
-        self, prompts: Sequence[Text], completions: Sequence[str]
-    ) -> NDArray[np.float64]:
+    def score(self, prompts: Sequence[Text], completions: Sequence[str]) -> NDArray[np.float64]:
         """How much of the attribute each completion has: log-odds, or the expected rating; (N,).
 
         Raises:
@@ -242,7 +239,9 @@ class Judge:
         failed = next((vote for vote in votes if isinstance(vote, JudgeError)), None)
         if failed is not None:
             return failed
-        logs = np.maximum(np.stack([vote for vote in votes if not isinstance(vote, JudgeError)]), _LOWEST)
+        logs = np.maximum(
+            np.stack([vote for vote in votes if not isinstance(vote, JudgeError)]), _LOWEST
+        )
         masses = np.exp(np.logaddexp.reduce(logs, axis=1))
         shares = logs - np.logaddexp.reduce(logs, axis=1, keepdims=True)
         mean = np.logaddexp.reduce(shares, axis=0) - np.log(len(shares))
@@ -329,5 +328,3 @@ def _seed(key: str, seed: int, sample: int) -> int:
 
 def _sigmoid(x: float) -> float:
     return float(0.5 * (1.0 + np.tanh(0.5 * x)))
-
-

@@ -263,5 +263,7 @@ def _check(question: Question, mode: str, where: str) -> None:
 def filled_shot(question: Question, mode: Mode, shot: Shot) -> dict[str, Any]:
     """An example's question, reason and answer word."""
     values = {name: str(getattr(shot, name)) for name in FIELDS[mode]}
-    word = f"{question.space}{shot.answer}" if mode == "rating" else getattr(question, shot.answer)[0]
+    word = (
+        f"{question.space}{shot.answer}" if mode == "rating" else getattr(question, shot.answer)[0]
+    )
     return {"question": fill(question.question, values), "reason": shot.reason, "word": word}

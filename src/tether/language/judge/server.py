@@ -274,7 +274,9 @@ class Server:
         try:
             found = json.loads(reply.content)
         except (ValueError, RecursionError):
-            raise _Again(JudgeError(f"the server {url} answered something that is not JSON")) from None
+            raise _Again(
+                JudgeError(f"the server {url} answered something that is not JSON")
+            ) from None
         if not isinstance(found, dict):
             raise _Again(JudgeError(f"the server {url} answered no JSON object"))
         if "error" in found and "choices" not in found and path != "/models":
