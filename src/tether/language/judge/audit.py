@@ -19,7 +19,7 @@ BINS: Final = 10
 """Of the calibration error, over probabilities from 0 to 1."""
 
 MOST_SAME: Final = 0.5
-"""The share of pairs with the same position after the swap above which a judge is not to be used."""
+"""The share of pairs where one place wins both orders, above which a judge is not to be used."""
 
 LEAST_MASS: Final = 0.5
 """The probability of the answer words below which they are not what the judge wants to say."""

@@ -8,6 +8,7 @@ its tokens', and a word that begins another does not have the other's.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -26,11 +27,11 @@ from tether.language.models.key_value_cache import can_repeat, forget, new_cache
 from tether.language.models.language_model import LanguageModel
 from tether.language.models.unembedding import Unembedding
 
-TOKENS: Final = 2048
-"""Tokens of a batch, what is shared not counted."""
+TOKENS: Final = {"cpu": 512}
+"""Tokens of a batch on a device, what is shared not counted: as many as keep it busy. Fewer rows
+are of more nearly one length, and what fills up rows is read for nothing."""
 
-ROWS: Final = 64
-"""Questions of a batch, at most."""
+_MOST_TOKENS: Final = 8192
 
 _SHORTEST_PREFIX: Final = 8
 
@@ -89,7 +90,8 @@ class CausalLM:
             except UserError as error:
                 found[place] = JudgeError(str(error))
         groups = np.cumsum([0, *(len(side) for side in sides)])
-        for batch, shared in _batches(rows, self._prefix):
+        most = TOKENS.get(self._model.device.type, _MOST_TOKENS)
+        for batch, shared in _batches(rows, self._prefix, most):
             said = self._read([ids for _, ids in batch], shared, words)
             for (place, ids), row in zip(batch, said, strict=True):
                 self.cost.prompt_tokens += len(ids)
@@ -101,7 +103,7 @@ class CausalLM:
                 found[place] = np.array(
                     [
                         np.logaddexp.reduce(row[start:stop])
-                        for start, stop in zip(groups[:-1], groups[1:], strict=True)
+                        for start, stop in itertools.pairwise(groups)
                     ]
                 )
         self.cost.requests += len(rows)
@@ -275,7 +277,7 @@ def _stems(words: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
 
 
 def _batches(
-    rows: Sequence[tuple[int, list[int]]], prefix: tuple[int, ...]
+    rows: Sequence[tuple[int, list[int]]], prefix: tuple[int, ...], most: int
 ) -> Iterator[tuple[list[tuple[int, list[int]]], tuple[int, ...]]]:
     """Rows of nearly one length together, the longest first, with what they share."""
     size = len(prefix)
@@ -285,7 +287,7 @@ def _batches(
         batch: list[tuple[int, list[int]]] = []
         for row in sorted(some, key=lambda row: (-len(row[1]), row[0])):
             width = len(batch[0][1]) - len(shared) if batch else 0
-            if batch and (len(batch) == ROWS or width * (len(batch) + 1) > TOKENS):
+            if batch and width * (len(batch) + 1) > most:
                 yield batch, shared
                 batch = []
             batch.append(row)

@@ -48,7 +48,7 @@ def repeated(cache: DynamicCache, rows: int, room: int) -> DynamicCache:
 
 
 def forget(cache: DynamicCache, length: int) -> None:
-    """Forgets what was read after the first `length` tokens, which were read by :func:`repeated`."""
+    """Forgets what a cache of :func:`new_cache` or :func:`repeated` has read after `length`."""
     for layer in cache.layers:
         held: Any = layer
         held.keys, held.values = held.keys[:, :, :length], held.values[:, :, :length]
