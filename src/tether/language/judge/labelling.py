@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from tether.errors import Interrupted, JudgeError
@@ -57,6 +58,7 @@ def label(
     *,
     skip_failed: bool = False,
     on_chunk: Callable[[int, Sequence[float | None]], None] | None = None,
+    folder: Path | None = None,
 ) -> Labelled:
     """Labels pairs; every judgement is kept as soon as it is made.
 
@@ -65,6 +67,7 @@ def label(
         pairs: to label.
         skip_failed: name pairs that cannot be judged in the audit, instead of stopping at one.
         on_chunk: called with the number of pairs that are done and the labels of the last of them.
+        folder: keeps the judgements; None: the user's cache.
 
     Raises:
         JudgeError: a pair cannot be judged, or the server can be asked no more.
@@ -72,7 +75,7 @@ def label(
     """
     seen, labels = Observations(), list[float | None]()
     uncached = judge.ask
-    judgements = with_cache(judge)
+    judgements = with_cache(judge, folder)
     try:
         with StopRequest() as stop:
             for start in range(0, len(pairs), CHUNK):
