@@ -83,7 +83,7 @@ def test_what_may_pass_is_asked_again(chat, fault):
     [
         (429, "limits the rate: status 429"),
         (500, "fails: status 500"),
-        ("nonsense", "answered what is not JSON"),
+        ("nonsense", "answered something that is not JSON"),
         ("half", "cannot be reached"),
     ],
 )
@@ -166,7 +166,7 @@ def test_answer_words_that_a_first_token_cannot_tell_are_refused(chat):
     with pytest.raises(UserError, match="'1' begins '10'"):
         Judge(ten, "rating", judge(chat).backend).score([""], ["a"])
     backend = judge(chat).backend
-    with pytest.raises(JudgeError, match="are several tokens of 'served/tiny' .*'po'"):
+    with pytest.raises(JudgeError, match=r"are several tokens of 'served/tiny' .*'po'"):
         backend._of_sides([("po", -0.1), ("z", -3.0)], ((" positive",), (" negative",)))
     with pytest.raises(JudgeError, match="none of the answer words negative, positive is among"):
         backend._of_sides([("x", -0.1)], ((" positive",), (" negative",)))

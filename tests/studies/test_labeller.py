@@ -29,6 +29,7 @@ def result(values, human, mode="pointwise", **more):
         "failed": 0,
         "readings": 2 * len(human),
         "seconds": 4.0,
+        "core_seconds": 2.0,
         "reasons": 0,
         **more,
     }
@@ -70,7 +71,8 @@ def test_figures_of_a_style_by_hand():
     human = [1.0, 0.0, 1.0, 0.0]
     found = measured(result([(2, 0), (0, 2), (0, 1), (-3, 0)], human), 1.0)
     assert found["agreement"] == 0.75 and found["mass"] == pytest.approx(0.8)
-    assert found["texts_per_second"] == 2.0 and found["same_position"] is None
+    assert found["texts_per_second"] == 2.0 and found["texts_per_core_second"] == 4.0
+    assert found["same_position"] is None
     labels = labels_of(result([(2, 0)], [1.0]), 0.5)
     assert labels == pytest.approx(1 / (1 + np.exp(-4)))
     pairs = result([(3, 3), (1, -1), (-2, -2), (2, -1)], human, mode="pairwise")

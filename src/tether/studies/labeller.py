@@ -13,6 +13,7 @@ Source:
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -95,11 +96,11 @@ class LabellerConfig(Config):
     """The model that judges, named as for `tether judge`."""
     pairs: int = Field(200, ge=4)
     """Held-out pairs that each style labels that reads texts by themselves."""
-    together: int = Field(100, ge=4)
+    together: int = Field(80, ge=4)
     """Held-out pairs that each style labels that reads two texts at once, or gives points."""
-    reasoned: int = Field(40, ge=4)
+    reasoned: int = Field(30, ge=4)
     """Held-out pairs that are labelled with a chain of thought."""
-    development: int = Field(100, ge=4)
+    development: int = Field(60, ge=4)
     """Pairs of other sentences on which shots, preamble and temperature are chosen."""
     source: Literal["rotten_tomatoes", "imdb"] = "rotten_tomatoes"
     """rotten_tomatoes has single sentences, imdb whole reviews, of which 40 words are read."""
@@ -153,7 +154,7 @@ def ask(settings: Mapping[str, Any], place: Path) -> Result:
     )
     judge = _judge(settings)
     cost = judge.backend.cost
-    before = (cost.requests, cost.seconds)
+    before, busy = (cost.requests, cost.seconds), time.process_time()
     done = label(judge, pairs, skip_failed=True, folder=place)
     readings, seconds = cost.requests - before[0], cost.seconds - before[1]
     return {
@@ -164,6 +165,7 @@ def ask(settings: Mapping[str, Any], place: Path) -> Result:
         "failed": len(done.seen.failures),
         "readings": readings,
         "seconds": seconds,
+        "core_seconds": time.process_time() - busy,
         "reasons": judge.style.reasons,
     }
 

@@ -131,17 +131,18 @@ def measured(result: Mapping[str, Any], temperature: float) -> dict[str, Any]:
         "same_position": float((first[:, 0] == first[:, 1]).mean()) if pairwise else None,
         "mass": float(judged[:, [1, 3]].mean()),
         "calibration": bins,
-        "texts_per_second": _rate(result),
+        "texts_per_second": _rate(result, "seconds"),
+        "texts_per_core_second": _rate(result, "core_seconds"),
     }
 
 
-def _rate(result: Mapping[str, Any]) -> float | None:
+def _rate(result: Mapping[str, Any], seconds: str) -> float | None:
     """Texts judged in a second; a pair's two readings have judged two texts."""
-    if not result["seconds"] or not result["readings"]:
+    if not result[seconds] or not result["readings"]:
         return None
     # With reasons every text is read twice.
     each = 1 + result["reasons"]
-    return float(result["readings"] / each / result["seconds"])
+    return float(result["readings"] / each / result[seconds])
 
 
 def _loss(result: Mapping[str, Any], temperature: float) -> float:
@@ -199,11 +200,12 @@ def show(found: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(title=f"labels by {found['settings']['model']}, beside people's")
-    for column in ("style", "pairs", "agreement", "same place", "mass", "ECE", "texts/s"):
+    for column in ("style", "pairs", "agreement", "same place", "mass", "ECE", "texts/s", "a core"):
         table.add_column(column, justify="left" if column == "style" else "right")
     for row in found["styles"].values():
         low, high = row["agreement_interval"]
-        same, rate = row["same_position"], row["texts_per_second"]
+        same = row["same_position"]
+        rates = [row[f"texts_per_{unit}"] for unit in ("second", "core_second")]
         table.add_row(
             row["title"] + " *" * row["chosen"],
             str(row["pairs"]),
@@ -211,7 +213,7 @@ def show(found: Mapping[str, Any]) -> None:
             "" if same is None else f"{same:.0%}",
             f"{row['mass']:.2f}",
             f"{row['calibration_error']:.3f}",
-            "" if rate is None else f"{rate:.1f}",
+            *("" if rate is None else f"{rate:.1f}" for rate in rates),
         )
     paper = Table(title="the paper's judges (PaLM 2, Lee et al. 2023)")
     for column in ("what", "style", "value"):
