@@ -26,7 +26,7 @@ class ChatServer:
         requests: bodies of the completions that were asked for, in order.
         keys: what came in the header of authorization.
         models: what GET /v1/models names.
-        usage: whether answers say how many tokens they took.
+        lists: tokens that an answer lists at least, however many were asked for.
     """
 
     def __init__(self, model: LanguageModel) -> None:
@@ -37,6 +37,7 @@ class ChatServer:
         self.keys: list[str | None] = []
         self.models = ["served/tiny"]
         self.retry_after: str | None = None
+        self.lists = 1
         self.lock = threading.Lock()
 
     @contextmanager
@@ -120,7 +121,7 @@ class ChatServer:
         turns = [Turn(one["role"], one["content"]) for one in body["messages"]]
         ids = self.template.prompt_ids(tuple(turns))
         logits = self.model.model(input_ids=torch.tensor([ids])).logits[0, -1].float()
-        top = logits.log_softmax(-1).topk(min(body.get("top_logprobs", 1), len(logits)))
+        top = logits.log_softmax(-1).topk(max(body.get("top_logprobs", 1), self.lists))
         names = [self.model.tokenizer.decode([int(token)]) for token in top.indices]
         listed = [
             {"token": name, "logprob": float(value)}

@@ -35,6 +35,14 @@ PAIRS = [
     Pair(f"row {i}", SECRET, f"{'good ' * (i % 3 + 1)}{i}", "bad", 1.0 if i % 2 else None)
     for i in range(10)
 ]
+LIKED = """
+name = "liked"
+[pointwise]
+question = "{completion}\\n"
+cue = "Is it"
+yes = ["y"]
+no = ["n"]
+"""
 SMALL = ("--model", "tiny", "--shots", "0", "--quiet")
 
 
@@ -91,7 +99,7 @@ def read(path: Path) -> list[dict]:
 def test_nothing_is_asked_twice_and_a_torn_line_is_asked_again(cache):
     one = judge()
     first = label(one, PAIRS)
-    assert first.paid == len(one.backend.asked) == 15 and first.known == 20 - 15
+    assert first.paid == len(one.backend.asked) == 11 and first.known == 20 - 11
     again = judge()
     second = label(again, PAIRS)
     assert second.labels == first.labels and again.backend.asked == []
@@ -101,14 +109,14 @@ def test_nothing_is_asked_twice_and_a_torn_line_is_asked_again(cache):
     third = judge()
     assert label(third, PAIRS).labels == first.labels and len(third.backend.asked) == 1
     assert label(judge(), PAIRS).known == 20
-    assert len(file.read_bytes().splitlines()) == 16
+    assert len(file.read_bytes().splitlines()) == 12
 
 
 def test_another_judge_does_not_take_over_what_this_one_said(cache):
     label(judge(), PAIRS)
     other = Judge(open_attribute("helpful"), "pointwise", Counting())
     label(other, PAIRS)
-    assert len(other.backend.asked) == 15 and len(list(cache.iterdir())) == 2
+    assert len(other.backend.asked) == 11 and len(list(cache.iterdir())) == 2
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
@@ -127,7 +135,7 @@ def test_interrupted_anywhere_it_goes_on_and_pays_once(monkeypatch, signal_numbe
     other = judge()
     assert label(other, PAIRS).labels == whole
     assert set(one.backend.asked).isdisjoint(other.backend.asked)
-    assert len(one.backend.asked) + len(other.backend.asked) == 15
+    assert len(one.backend.asked) + len(other.backend.asked) == 11
 
 
 def test_a_failure_stops_by_name_or_is_skipped_by_name():
@@ -251,10 +259,13 @@ def test_labels_of_people_stay_and_unlabelled_pairs_are_taken(tether_, tmp_path)
         (("--reasons", "3"), "which cot False does not use"),
         (("--key-variable", "KEY"), "is no server's URL"),
         (("--attribute", "broken.toml"), "unknown key 'pointwise.x'"),
+        (("--attribute", "fields.toml"), "has the field {answer}; expected {prompt}"),
     ],
 )
 def test_mistakes_have_one_line_and_leave_nothing(tether_, rows, tmp_path, given, said):
-    (tmp_path / "broken.toml").write_text('name = "x"\n[pointwise]\nx = 1\n')
+    liked = LIKED.replace("[pointwise]", "[pointwise]\nx = 1")
+    (tmp_path / "broken.toml").write_text(liked)
+    (tmp_path / "fields.toml").write_text(LIKED.replace("{completion}", "{answer}"))
     before = sorted(tmp_path.iterdir())
     usual = {"--data": str(rows), "--model": "tiny", "--shots": "0"}
     usual |= dict(zip(given[::2], given[1::2], strict=True))
@@ -278,10 +289,8 @@ def test_a_pair_too_long_is_named_or_left_out(tether_, tmp_path):
 
 def test_a_server_that_stops_answering_costs_only_what_is_left(tether_, rows, tmp_path):
     server = ChatServer(load_model("tiny"))
-    (tmp_path / "liked.toml").write_text(
-        'name = "liked"\n[pointwise]\nquestion = "{completion}\\n"\ncue = "Is it"\n'
-        'yes = ["."]\nno = [","]\n'
-    )
+    (tmp_path / "liked.toml").write_text(LIKED)
+    server.lists = 4096
     with server.running() as url:
         given = ("judge", "--model", url, "--attribute", "liked.toml", "--data", rows, "--quiet")
         given += ("--concurrency", "1", "--retries", "0")
