@@ -38,7 +38,9 @@ COMMANDS: dict[str, Command] = {
         "RUN", "go on with a run, bit for bit where it stopped", "tether.run_commands:resume"
     ),
     "evaluate": Command(
-        "RUN", "play whole episodes with a run's policy", "tether.control.commands:evaluate"
+        "RUN",
+        "measure a run's policy: whole episodes, or answers to prompts",
+        "tether.run_commands:evaluate",
     ),
     "sft": Command(
         "--model M --data D",

@@ -76,6 +76,19 @@ def resume(arguments: Sequence[str]) -> None:
         print_json(trained.summary())
 
 
+def evaluate(arguments: Sequence[str]) -> None:
+    """`tether evaluate RUN`: of a policy in an environment, or of a language model."""
+    runs = [word for word in arguments if (Path(word) / "run.json").is_file()]
+    if runs and engine_of_run(runs[0]).name == "language":
+        from tether.language.commands import evaluate as language
+
+        language.evaluate(arguments)
+    else:
+        from tether.control import commands as control
+
+        control.evaluate(arguments)
+
+
 @dataclass(frozen=True)
 class MethodsOptions:
     """List the methods of every engine."""
