@@ -47,7 +47,8 @@ def length_controlled(
     """The win rate that is left where both answers are equally long.
 
     logit p_i = theta + phi tanh((length_i - other length_i) / s), s their standard deviation; the
-    rate is sigma(theta). A policy that wins by writing more alone has it near one half. It can't tell length from what length stands for: an answer may be longer for a good reason.
+    rate is sigma(theta). Where length alone has won, it is one half. It can't tell length from
+    what length stands for: an answer may be longer for a good reason.
 
     Args:
         one: scores of a policy's answers, (N,).
