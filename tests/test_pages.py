@@ -46,6 +46,8 @@ NOT_RUN = {
     "tether study frontier": "an hour; tests/studies/test_frontier.py runs it small",
     "tether study christiano": "hours; tests/studies/test_christiano.py runs it small",
     "tether prefer --env Hopper-v5 --labels 700 --teacher human": "waits for people",
+    "tether study labeller": "minutes; tests/studies/test_labeller.py runs it small",
+    "tether judge --model http": "needs a server; tests/language/test_judge_server.py has one",
     "tether study three-steps": "minutes; tests/studies/test_three_steps.py runs it small",
 }
 """Beginnings of commands that are not run, and why."""
@@ -79,13 +81,19 @@ BUDGETS = {
     "rlhf": {**TUNING, "--minibatch-size": "4", "--max-new-tokens": "4"},
     # What runs/sft was tuned on ends early, but not within four tokens.
     "rlhf --model runs/sft": {**TUNING, "--minibatch-size": "4", "--max-new-tokens": "32"},
+    "judge": {"--model": "tiny", "--limit": "3", "--max-words": "12", "--shots": "0"},
     "best-of-n": {"--n": "4", "--limit": "4", "--max-new-tokens": "4"},
     "study variance": {"--episodes": "512"},
     "study lambda": {"--episodes": "64", "--critics": "1"},
 }
 """Options that a command is given instead of its own; those of the longest beginning count."""
 
-VALUES = {"smollm2-135m-instruct": "tiny", "HalfCheetah-v5": "Hopper-v5", "0,1,2": "0-0"}
+VALUES = {
+    "judge:positive": "judge:positive@tiny",
+    "smollm2-135m-instruct": "tiny",
+    "HalfCheetah-v5": "Hopper-v5",
+    "0,1,2": "0-0",
+}
 """Words that are replaced: a larger model, longer episodes, several seeds."""
 
 PAIRS = [

@@ -38,12 +38,14 @@ COMMANDS: dict[str, Command] = {
         "RUN", "go on with a run, bit for bit where it stopped", "tether.run_commands:resume"
     ),
     "evaluate": Command(
-        "RUN", "play whole episodes with a run's policy", "tether.control.commands:evaluate"
+        "RUN",
+        "measure a run's policy: whole episodes, or answers to prompts",
+        "tether.run_commands:evaluate",
     ),
     "prefer": Command(
         "--env ID --labels N",
-        "learn a policy from comparisons of its clips",
-        "tether.control.preferences.commands:prefer",
+        "learn a policy, or with --model a language model, from comparisons",
+        "tether.run_commands:prefer",
     ),
     "sft": Command(
         "--model M --data D",
@@ -65,6 +67,11 @@ COMMANDS: dict[str, Command] = {
         "train a language model on comparisons (DPO)",
         "tether.language.commands.learn:dpo",
     ),
+    "judge": Command(
+        "--model M --data D",
+        "label pairs of texts by a language model that judges",
+        "tether.language.commands.judge:judge",
+    ),
     "best-of-n": Command(
         "--model M --n N",
         "sample n answers, keep the one that scores best",
@@ -81,11 +88,6 @@ COMMANDS: dict[str, Command] = {
         "tether.language.commands.speak:generate",
     ),
     "chat": Command("MODEL", "talk with a model or a run", "tether.language.commands.speak:chat"),
-    "prefer": Command(
-        "--model M --teacher T",
-        "learn from comparisons, in rounds",
-        "tether.run_commands:prefer",
-    ),
     "preferences": Command(
         "STORE",
         "show or export a store of comparisons",
@@ -108,7 +110,7 @@ COMMANDS: dict[str, Command] = {
     ),
 }
 
-_NAMES_A_MODULE = re.compile(r"^(--[\w-]+=)?[A-Za-z_][\w.]*:[\w./-]+$")
+_NAMES_A_MODULE = re.compile(r"^(--[\w-]+=)?(?!judge:)[A-Za-z_][\w.]*:[\w./-]+$")
 
 # Those whose runs have checkpoints.
 _LEARNING = frozenset({"train", "prefer", "resume", "sft", "reward", "rlhf", "dpo"})

@@ -36,6 +36,10 @@ class RewardError(UserError):
     """A reward failed or returned something unusable, before anything of the iteration moved."""
 
 
+class JudgeError(UserError):
+    """A judge that failed on something: it gave no usable answer, and so no score."""
+
+
 class Interrupted(KeyboardInterrupt):
     """Training was stopped by SIGINT or SIGTERM after its checkpoint was saved.
 

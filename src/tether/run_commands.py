@@ -80,10 +80,32 @@ def resume(arguments: Sequence[str]) -> None:
 
 
 def prefer(arguments: Sequence[str]) -> None:
-    """`tether prefer`: of a language model."""
-    from tether.language.commands.prefer import prefer as learn
+    """`tether prefer`: a policy in an environment, or with --model a language model."""
+    if _has(arguments, "--model") and not _has(arguments, "--env"):
+        from tether.language.commands.prefer import prefer as learn
+    else:
+        from tether.control.preferences.commands import prefer as learn
 
+        if _has(arguments, "--help") or _has(arguments, "-h"):
+            print("For a language model's options give: tether prefer --model M --help\n")
     learn(arguments)
+
+
+def _has(arguments: Sequence[str], option: str) -> bool:
+    return any(word == option or word.startswith(f"{option}=") for word in arguments)
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """`tether evaluate RUN`: of a policy in an environment, or of a language model."""
+    runs = [word for word in arguments if (Path(word) / "run.json").is_file()]
+    if runs and engine_of_run(runs[0]).name == "language":
+        from tether.language.commands import evaluate as language
+
+        language.evaluate(arguments)
+    else:
+        from tether.control import commands as control
+
+        control.evaluate(arguments)
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,10 @@ STUDIES: dict[str, Study] = {
         "reward against divergence: DPO, PPO and their rivals (Rafailov et al. 2023, figure 2)",
         "tether.studies.frontier:command",
     ),
+    "labeller": Study(
+        "every way to ask a small judge, beside human labels (Lee et al. 2023, RLAIF, table 2)",
+        "tether.studies.labeller:command",
+    ),
     "three-steps": Study(
         "a base model, tuned, by PPO on a reward model, by DPO (Ouyang et al. 2022, in miniature)",
         "tether.studies.three_steps:command",

@@ -1,4 +1,4 @@
-"""What a row of data means: seven formats, recognized by their columns and checked row by row.
+"""What a row of data means: eight formats, recognized by their columns and checked row by row.
 
 ========================  ============================================================
 ``messages``              a conversation; every answer of the assistant is learned
@@ -7,6 +7,8 @@
 ``[prompt,] chosen,       two answers; optional ``label``: probability that ``chosen`` is
 rejected``                the better (1 if absent, ``"tie"`` is 0.5)
 ``prompt, completions``   K answers, best first
+``prompt, completions,    two answers and the probability that the first is the better, as
+label``                   ``tether judge`` writes it
 ``prompt, completion,     one answer and whether it is good: true, false, or a probability
 label``
 ``prompt``                what to answer
@@ -275,12 +277,22 @@ def _conversations(row: Row) -> tuple[Text, str, str]:
     return chosen[:common], answers[0], answers[1]
 
 
-def _ranked(row: Row) -> Sample:
+def _ranked(row: Row) -> Ranked:
     answers = answers_of(row, "completions")
     prompt = prompt_of(row)
     if isinstance(prompt, str) and not isinstance(row.values["completions"][0], str):
         prompt = (Turn("user", prompt),)
     return Ranked(prompt, answers)
+
+
+def _labelled(row: Row) -> Sample:
+    ranked = _ranked(row)
+    answers = ranked.completions
+    if len(answers) != 2:
+        raise bad_field(
+            row, "completions", f"{len(answers)} of them with one label; expected two of them"
+        )
+    return Comparison(ranked.prompt, answers[0], answers[1], probability_of(row, tie=True))
 
 
 def _judged(row: Row) -> Sample:
@@ -298,6 +310,7 @@ def _question(row: Row) -> Sample:
 FORMATS: Final[Mapping[str, Format]] = {
     "conversation": Format(("messages",), _conversation),
     "comparison": Format(("chosen", "rejected"), _comparison),
+    "labelled": Format(("prompt", "completions", "label"), _labelled),
     "ranked": Format(("prompt", "completions"), _ranked),
     "judged": Format(("prompt", "completion", "label"), _judged),
     "demonstration": Format(("prompt", "completion"), _demonstration),

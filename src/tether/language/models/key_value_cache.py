@@ -23,6 +23,37 @@ def new_cache(config: Any) -> DynamicCache:
     return cache
 
 
+def can_repeat(config: Any) -> bool:
+    """Whether what a model of this configuration has read can be shared by several rows."""
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
+
+
+def repeated(cache: DynamicCache, rows: int, room: int) -> DynamicCache:
+    """A cache of `rows` rows, each of which begins with the one row of `cache`.
+
+    Args:
+        cache: of :func:`new_cache`, (1, heads, T, D) in each layer; it is not changed.
+        rows: B.
+        room: tokens that will be read next.
+    """
+    found = DynamicCache()
+    for layer in cache.layers:
+        copy: Any = _Roomy()
+        shape = (rows, -1, -1, -1)
+        copy.dtype, copy.device = layer.keys.dtype, layer.keys.device
+        copy._hold(layer.keys.expand(shape), layer.values.expand(shape), room)
+        copy.is_initialized = True
+        found.layers.append(copy)
+    return found
+
+
+def forget(cache: DynamicCache, length: int) -> None:
+    """Forgets what a cache of :func:`new_cache` or :func:`repeated` has read after `length`."""
+    for layer in cache.layers:
+        held: Any = layer
+        held.keys, held.values = held.keys[:, :, :length], held.values[:, :, :length]
+
+
 class _Roomy(DynamicLayer):  # type: ignore[no-untyped-call]
     """A layer whose keys and values are the front part of larger arrays, (B, heads, room, D)."""
 

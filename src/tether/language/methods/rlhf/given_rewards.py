@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from tether.errors import UserError
+from tether.language.judge.reward import JudgeReward, is_judge_name, lasting_judge_name
 from tether.language.methods.rlhf.reward_settings import LEXICON, SENTIMENT
 from tether.language.models.from_run import is_run
 from tether.language.models.reward_function import RewardFunction, name_of_function, place_of
@@ -81,7 +82,7 @@ class GivenRewards:
                     f"hold; pass the same again: tether resume {run} --reward {' '.join(needed)}, "
                     "or reward= in Python"
                 )
-            return cls(tuple(recorded), (None,) * len(recorded))
+            return cls(tuple(recorded), tuple(map(_judge, recorded)))
         given = cls.of(rewards)
         if len(given.names) == len(recorded):
             same, objects = _same(given.names, recorded), iter(given.objects)
@@ -98,13 +99,16 @@ class GivenRewards:
         full = len(given.names) == len(recorded)
         return cls(
             tuple(recorded),
-            tuple(next(objects) if full or is_function_name(name) else None for name in recorded),
+            tuple(
+                next(objects) if full or is_function_name(name) else _judge(name)
+                for name in recorded
+            ),
         )
 
 
 def is_function_name(name: str) -> bool:
     """Whether this names a Python object, ``module:function``, rather than a run."""
-    return _FUNCTION.fullmatch(name) is not None and not is_run(name)
+    return _FUNCTION.fullmatch(name) is not None and not (is_judge_name(name) or is_run(name))
 
 
 def _same(given: Sequence[str], recorded: Sequence[str]) -> bool:
@@ -127,11 +131,19 @@ def _read(reward: Any) -> tuple[str, RewardFunction | RewardModel | None]:
         return name_of_function(reward), reward
     if isinstance(reward, str | Path):
         name = str(reward)
+        if is_judge_name(name):
+            name = lasting_judge_name(name)
+            return name, _judge(name)
         if is_function_name(name):
             return name, RewardFunction(_imported(name), name)
         return lasting(name, (SENTIMENT, LEXICON)), None
     function = RewardFunction(reward)
     return function.name, function
+
+
+def _judge(name: str) -> RewardFunction | None:
+    """The judge that a name means, if it means one."""
+    return RewardFunction(JudgeReward(name), name) if is_judge_name(name) else None
 
 
 def _imported(name: str) -> Any:

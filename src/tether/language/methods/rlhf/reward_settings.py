@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from tether.errors import UserError
 from tether.language.data.sources import MOVIE_REVIEWS
+from tether.language.judge.opening import is_judge_name, lasting_judge_name
 from tether.language.models.reward_model import Combine
 from tether.language.runtime.paths import lasting
 from tether.learning.config import Config
@@ -16,8 +17,8 @@ from tether.learning.config import Config
 SENTIMENT: Final = "sentiment"
 LEXICON: Final = "lexicon"
 WHAT_FITS: Final = (
-    "a run of `tether reward`, sentiment or lexicon (for film reviews), or module:function (a "
-    "Python function of prompts and completions)"
+    "a run of `tether reward`, sentiment or lexicon (for film reviews), judge:NAME (a language "
+    "model that judges), or module:function (a Python function of prompts and completions)"
 )
 
 
@@ -26,7 +27,9 @@ class RewardSettings(Config):
 
     reward: tuple[str, ...] = ()
     """What to please: runs of `tether reward`; module:function, a Python function (prompts,
-    completions, **columns) that returns a list of numbers; sentiment (log-odds that a film review
+    completions, **columns) that returns a list of numbers; judge:positive, judge:harmless,
+    judge:helpful or judge:FILE.toml, a language model that judges, with @MODEL for another than
+    smollm2-135m-instruct; sentiment (log-odds that a film review
     is positive); or lexicon (positive words minus negative ones). For the data movie-reviews it is
     sentiment if not given."""
     reward_weights: tuple[float, ...] = ()
@@ -45,8 +48,7 @@ class RewardSettings(Config):
             return given
         # Wherever the run is resumed from, it must find its reward models.
         return tuple(
-            lasting(name, (SENTIMENT, LEXICON)) if isinstance(name, str | Path) else name
-            for name in names
+            _lasting(str(name)) if isinstance(name, str | Path) else name for name in names
         )
 
     @model_validator(mode="after")
@@ -78,3 +80,9 @@ class RewardSettings(Config):
         if not isinstance(data, str) or data != MOVIE_REVIEWS:
             raise UserError(f"no reward is given; expected --reward with {WHAT_FITS}")
         return type(self).load({**self.dump(), "reward": (SENTIMENT,)}, recorded=True)
+
+
+def _lasting(name: str) -> str:
+    if is_judge_name(name):
+        return lasting_judge_name(name)
+    return lasting(name, (SENTIMENT, LEXICON))

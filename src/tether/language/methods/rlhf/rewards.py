@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tether.errors import RewardError, UserError
 from tether.language.data.prompt_rows import PromptRows
 from tether.language.data.tokens import Completion, Example
+from tether.language.judge.reward import JudgeReward, is_judge_name
 from tether.language.methods.rlhf.config import RLHFConfig
 from tether.language.methods.rlhf.given_rewards import GivenRewards, is_function_name
 from tether.language.methods.rlhf.reward_settings import (
@@ -150,13 +151,22 @@ def open_scorer(
     Raises:
         UserError: there is no reward, or a name is neither known nor a run of `tether reward`.
     """
-    given = given or GivenRewards(settings.reward, (None,) * len(settings.reward))
+    if given is None:
+        judged = [name if is_judge_name(name) else None for name in settings.reward]
+        objects = GivenRewards.of([name for name in judged if name is not None]).objects
+        found = iter(objects)
+        given = GivenRewards(
+            settings.reward, tuple(None if name is None else next(found) for name in judged)
+        )
     if not given.names:
         raise UserError(f"no reward is given; expected --reward with {WHAT_FITS}")
     tokenizer = language_model.tokenizer
     scorers: list[Scorer] = []
     for name, item in zip(given.names, given.objects, strict=True):
         if isinstance(item, RewardFunction):
+            if isinstance(item.function, JudgeReward):
+                # A judge that cannot be opened is refused before anything is sampled.
+                item.function.open()
             scorers.append(FunctionScorer(item, tokenizer, rows, settings.reward_timeout))
         else:
             scorers.append(item or _open(name, language_model))
@@ -171,11 +181,13 @@ def members_of(scorer: Scorer) -> tuple[Scorer, ...]:
 
 
 def digests(scorer: Scorer, names: Sequence[str]) -> dict[str, str]:
-    """Of each reward model, by its name, all that decides its scores."""
+    """Of each reward model and judge, by its name, all that decides its scores."""
     found: dict[str, str] = {}
     for name, member in zip(names, members_of(scorer), strict=True):
         if isinstance(member, RewardModel):
             found[f"{name} ({len(found) + 1})" if name in found else name] = member.digest()
+        elif isinstance(member, FunctionScorer) and isinstance(member.reward.function, JudgeReward):
+            found[name] = member.reward.function.digest()
     return found
 
 
@@ -256,7 +268,10 @@ def _metric_names(names: Sequence[str]) -> tuple[str, ...]:
     """Short, distinct names without the signs that metrics give a meaning."""
     found: list[str] = []
     for name in names:
-        short = name.replace(":", ".") if is_function_name(name) else Path(name).name
+        if is_judge_name(name):
+            short = f"judge.{Path(name.partition(':')[2].partition('@')[0]).stem}"
+        else:
+            short = name.replace(":", ".") if is_function_name(name) else Path(name).name
         safe = re.sub(r"[^\w.-]+", "-", short).replace("-.", ".").replace(".-", ".").strip("-.")
         copies = [safe or "reward", *(f"{safe or 'reward'}-{i}" for i in range(2, len(names) + 1))]
         found.append(next(copy for copy in copies if copy not in found))

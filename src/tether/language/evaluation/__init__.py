@@ -1,0 +1,1 @@
+"""What a language model's answers are like: wins against another, fluency, variety, manners."""
