@@ -221,12 +221,12 @@ def _help() -> str:
         "commands:",
     ]
     for name, command in COMMANDS.items():
-        lines.append(f"  {f'{name} {command.usage}':26}{command.summary}")
+        lines.append(f"  {f'{name} {command.usage}':28}{command.summary}")
     lines += [
         "",
         "options:",
-        f"  {'-h, --help':26}show this, or with a command what it takes",
-        f"  {'--version':26}show the version",
+        f"  {'-h, --help':28}show this, or with a command what it takes",
+        f"  {'--version':28}show the version",
         "",
         "start here:  tether train ppo --env HalfCheetah-v5 --total-steps 300000",
     ]

@@ -84,7 +84,7 @@ def prefer(arguments: Sequence[str]) -> None:
     if _has(arguments, "--model") and not _has(arguments, "--env"):
         from tether.language.commands.prefer import prefer as learn
     else:
-        from tether.control.preferences.commands import prefer as learn
+        from tether.control.preference_commands import prefer as learn
 
         if _has(arguments, "--help") or _has(arguments, "-h"):
             print("For a language model's options give: tether prefer --model M --help\n")
