@@ -11,6 +11,7 @@ from sqlalchemy import select
 
 from tether.errors import UserError
 from tether.preferences.leases import _lease
+from tether.preferences.log import append
 from tether.preferences.records import Answer, MinariReference, Query, Segment, Text, standing
 from tether.preferences.schema import queries_table
 from tether.preferences.store import Counts, Store
@@ -313,6 +314,18 @@ def test_a_mistake_of_one_thread_does_not_touch_the_others(store: Store) -> None
 
     in_threads(16, work)
     assert len(refused) == 8 and store.counts().answered == 8
+
+
+def test_no_answer_appears_above_one_that_is_still_being_written(store: Store) -> None:
+    first, second = fill(store, 2)
+    other = threading.Thread(target=lambda: store.answer(Answer(second.id, 1.0, "bob")))
+    with store._database.appending() as connection:
+        append(connection, Answer(first.id, 1.0, "ada"), lease=None, now=0.0)
+        other.start()
+        other.join(0.3)
+        assert store.answers() == []
+    other.join()
+    assert [answer.annotator for _, answer in store.answers()] == ["ada", "bob"]
 
 
 def test_a_reader_by_cursor_misses_nothing_while_others_write(store: Store) -> None:
