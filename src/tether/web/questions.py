@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from tether.errors import UserError
-from tether.preferences.records import Answer, Query, Segment, Text
+from tether.preferences.records import Answer, Segment, Text
 from tether.preferences.store import Store
 from tether.web.messages import (
     AnswerReply,
@@ -41,7 +41,7 @@ _PACE_OVER: Final = 300.0
 """Seconds over which a pace is measured."""
 _COUNTS_FOR: Final = 0.5
 """Seconds for which counts are good enough; counting reads the whole store."""
-_ITEMS_KEPT: Final = 64
+_ITEMS_KEPT: Final = 512
 
 
 class UnknownError(UserError):
@@ -112,6 +112,7 @@ class Questions:
             overlap=self._overlap,
             without=self._skips(asked.annotator),
         )
+        self._remember([item for lease in leases for item in lease.query.items])
         pairs = [
             self._pair(lease, asked.format, Priority.NEXT if i else Priority.SHOWN)
             for i, lease in enumerate(leases)
@@ -125,7 +126,6 @@ class Questions:
             UnknownError: no such comparison.
             UserError: an answer that does not fit it.
         """
-        self._query(given.query)
         now = time.time()
         answer = Answer(
             query=given.query,
@@ -138,7 +138,12 @@ class Questions:
             time=now if given.time is None else min(given.time, now),
             latency=given.latency,
         )
-        receipt = self.store.answer(answer, given.lease)
+        try:
+            receipt = self.store.answer(answer, given.lease)
+        except UserError as error:
+            if str(error) != f"the store has no query {given.query}":
+                raise
+            raise UnknownError(f"the store has no comparison {given.query}") from error
         if not receipt.duplicate:
             self._count(given.annotator, 1)
         return AnswerReply(cursor=receipt.cursor, late=receipt.late, duplicate=receipt.duplicate)
@@ -233,24 +238,28 @@ class Questions:
                 self._items.move_to_end(item)
                 return self._items[item]
         try:
-            found = self.store.item(item)
+            self._remember([item])
         except UserError as error:
             if "has no item" not in str(error):
                 raise
             raise UnknownError(f"the store has no item {item}") from error
         with self._lock:
-            self._items[item] = found
+            return self._items[item]
+
+    def _remember(self, items: Sequence[str]) -> None:
+        """Reads those items that are not kept, in one go; the newest are kept."""
+        with self._lock:
+            for item in items:
+                if item in self._items:
+                    self._items.move_to_end(item)
+            missing = [item for item in dict.fromkeys(items) if item not in self._items]
+        if not missing:
+            return
+        found = self.store.items(missing)
+        with self._lock:
+            self._items.update(zip(missing, found, strict=True))
             while len(self._items) > _ITEMS_KEPT:
                 self._items.popitem(last=False)
-        return found
-
-    def _query(self, query: str) -> Query:
-        try:
-            return self.store.query(query)
-        except UserError as error:
-            if "has no query" not in str(error):
-                raise
-            raise UnknownError(f"the store has no comparison {query}") from error
 
     def _skips(self, annotator: str) -> Collection[str]:
         before = time.monotonic() - _SKIPPED_FOR
