@@ -136,13 +136,13 @@ def draw_over_tasks(found: Mapping[str, Any], path: Path) -> None:
     scores.legend(frameon=False, fontsize=8, loc="best")
     first, over = found["improvement"]["of"], found["improvement"]["over"]
     others = [other for other in over if over[other]["probability"] is not None]
-    for place, other in enumerate(others):
+    for row, other in enumerate(others):
         chance, colour = over[other], colour_of(other)
         by_task = list(chance["by_task"].values())
-        chances.plot(by_task, [place + 0.22] * len(by_task), "o", ms=3, color=colour, alpha=0.5)
+        chances.plot(by_task, [row + 0.22] * len(by_task), "o", ms=3, color=colour, alpha=0.5)
         if chance["interval"] is not None:
-            chances.plot(chance["interval"], [place] * 2, lw=3, alpha=0.4, color=colour)
-        chances.plot(chance["probability"], place, "o", ms=6, color=colour)
+            chances.plot(chance["interval"], [row] * 2, lw=3, alpha=0.4, color=colour)
+        chances.plot(chance["probability"], row, "o", ms=6, color=colour)
     for size, label in ((6, "over all tasks"), (3, "a task")):
         chances.plot([], [], "o", color="0.4", ms=size, label=label)
     chances.legend(frameon=False, fontsize=8, loc="best")
