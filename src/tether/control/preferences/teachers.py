@@ -156,7 +156,7 @@ def check_drawable(env: VectorEnv) -> None:
             f"{env.id} cannot be drawn from what a segment holds, which takes one of tether's own "
             "MuJoCo tasks (`tether envs` lists them); give --teacher oracle or module:function"
         )
-    from tether.control.video import choose_renderer
+    from tether.control.drawing import choose_renderer
 
     try:
         choose_renderer()
