@@ -4,9 +4,9 @@
     python benchmarks/prefer.py --env Hopper-v5 --steps 1000000 --repeats 3
 
 The loop is measured against `--learn-from reward`, which is the same training on the true reward in
-the same task, in turns, each in a process of its own. Wall clock is what a user waits for; processor
-time is what is left of it on a machine that others use too. Both leave out the start of the
-process. The share that a long training pays is also given for a million steps, as the reward
+the same task, in turns, each in a process of its own. Wall clock is what a user waits for;
+processor time is what is left of it on a machine that others use too. Both leave out the start of
+the process. The share that a long training pays is also given for a million steps, as the reward
 model's refits cost the same however long the training is.
 """
 
