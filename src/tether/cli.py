@@ -76,6 +76,16 @@ COMMANDS: dict[str, Command] = {
         "tether.language.commands.speak:generate",
     ),
     "chat": Command("MODEL", "talk with a model or a run", "tether.language.commands.speak:chat"),
+    "prefer": Command(
+        "--model M --teacher T",
+        "learn from comparisons, in rounds",
+        "tether.run_commands:prefer",
+    ),
+    "preferences": Command(
+        "STORE",
+        "show or export a store of comparisons",
+        "tether.preferences.commands:preferences",
+    ),
     "export": Command(
         "RUN --to F --out DIR", "write a run's model for other programs", "tether.exporting:command"
     ),
@@ -115,6 +125,8 @@ _EXTRAS = {
             "transformers",
         }
     ),
+    "label": frozenset({"fastapi", "krippendorff", "sqlalchemy", "uvicorn"}),
+    "postgres": frozenset({"psycopg"}),
 }
 
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +23,7 @@ from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 
 from tether.errors import StoreError
 from tether.learning.storage.durable import sync_folder
+from tether.preferences.places import SQLITE_MAGIC, is_url
 from tether.preferences.schema import SCHEMA, metadata, store_table
 
 BUSY_SECONDS: Final = 60.0
@@ -28,7 +32,6 @@ BUSY_SECONDS: Final = 60.0
 # PostgreSQL: held while answers are appended, so that they appear in the order of their cursors.
 _LOG_LOCK: Final = 0x7E7E_0001
 _CREATION_LOCK: Final = 0x7E7E_0002
-_MAGIC: Final = b"SQLite format 3\0"
 
 
 class Database:
@@ -100,10 +103,10 @@ class Database:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, sqlite3.Error) as error:
             raise StoreError(self._line(error)) from error
 
-    def _line(self, error: SQLAlchemyError) -> str:
+    def _line(self, error: Exception) -> str:
         original = getattr(error, "orig", None)
         reason = " ".join(str(original or error).split())[:200]
         if not self.serial:
@@ -163,11 +166,6 @@ _SQLITE_ERRORS: Final = {
 }
 
 
-def is_url(location: str) -> bool:
-    """Whether a store is meant by URL."""
-    return location.startswith(("sqlite:", "postgresql:", "postgresql+", "postgres:"))
-
-
 def _url(location: str | Path) -> URL:
     if isinstance(location, Path) or "://" not in location:
         return URL.create("sqlite", database=str(Path(location).expanduser()))
@@ -222,10 +220,37 @@ def _sqlite(path: Path) -> Engine:
 
     @event.listens_for(engine, "begin")
     def immediate(connection: Connection) -> None:
-        writing = connection.get_execution_options().get("immediate", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+        if connection.get_execution_options().get("immediate", False):
+            _begin_immediate(connection)
+        else:
+            connection.exec_driver_sql("BEGIN")
 
     return engine
+
+
+def _begin_immediate(connection: Connection) -> None:
+    """Begins to write as soon as nobody else does.
+
+    SQLite's own waiting sleeps longer after each attempt, up to a tenth of a second, so that those
+    who have waited longest look least often: under load some would wait for many seconds.
+    """
+    driver = connection.connection.driver_connection
+    assert driver is not None
+    deadline = time.monotonic() + BUSY_SECONDS
+    driver.execute("PRAGMA busy_timeout=0")
+    try:
+        while True:
+            try:
+                driver.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                # The extended codes of a busy database end in its code.
+                busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                if not busy or time.monotonic() > deadline:
+                    raise
+            time.sleep(random.uniform(0.0002, 0.002))
+    finally:
+        driver.execute(f"PRAGMA busy_timeout={1000 * BUSY_SECONDS:.0f}")
 
 
 def _prepare_file(path: Path, *, create: bool) -> None:
@@ -235,7 +260,7 @@ def _prepare_file(path: Path, *, create: bool) -> None:
             raise StoreError(f"store {path} is a folder; give a file in it")
         if path.exists():
             with path.open("rb") as file:
-                if file.read(len(_MAGIC)) != _MAGIC:
+                if file.read(len(SQLITE_MAGIC)) != SQLITE_MAGIC:
                     raise StoreError(f"{path} is not a store of tether")
             return
         if not create:
@@ -252,18 +277,24 @@ def _create_file(path: Path) -> None:
     try:
         engine = _sqlite(temporary)
         try:
-            with engine.execution_options(immediate=True).connect() as connection:
-                # Kept in the file's header, so that whoever opens it has it too.
-                connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-                connection.rollback()
-                with connection.begin():
-                    _create_tables(connection)
+            # Kept in the file's header, so that whoever opens it has it too. Inside a transaction
+            # it would do nothing.
+            raw = engine.raw_connection()
+            (mode,) = raw.cursor().execute("PRAGMA journal_mode=WAL").fetchone()
+            raw.close()
+            if mode != "wal":
+                raise StoreError(
+                    f"cannot make store {path}: its file system has no write-ahead log; choose a "
+                    "folder of a local disk"
+                )
+            with engine.execution_options(immediate=True).begin() as connection:
+                _create_tables(connection)
         finally:
             engine.dispose()
         with contextlib.suppress(FileExistsError):
             # Fails where another process was faster; its store is as good.
             os.link(temporary, path)
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, sqlite3.Error) as error:
         reason = " ".join(str(getattr(error, "orig", None) or error).split())[:200]
         line = next((said for sign, said in _SQLITE_ERRORS.items() if sign in reason), reason)
         raise StoreError(f"cannot make store {path}: {line}") from error

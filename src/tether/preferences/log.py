@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from tether.errors import UserError
 from tether.preferences.records import Answer, check_fits
@@ -16,6 +16,42 @@ from tether.preferences.schema import (
     leases_table,
     queries_table,
     standing_table,
+)
+
+# Made once: to make a statement takes longer than to execute it.
+_BY_UUID = select(answers_table).where(answers_table.c.uuid == bindparam("uuid"))
+_LOCKED_QUERY = (
+    select(queries_table).where(queries_table.c.id == bindparam("query")).with_for_update()
+)
+_STANDING = (
+    select(answers_table)
+    .join(standing_table, standing_table.c.cursor == answers_table.c.cursor)
+    .where(
+        standing_table.c.query == bindparam("query"),
+        standing_table.c.annotator == bindparam("annotator"),
+    )
+)
+_NEWEST = (
+    select(answers_table)
+    .join(standing_table, standing_table.c.cursor == answers_table.c.cursor)
+    .where(standing_table.c.annotator == bindparam("annotator"))
+    .order_by(standing_table.c.cursor.desc())
+    .limit(1)
+)
+_LEASE = select(leases_table).where(leases_table.c.id == bindparam("lease"))
+_APPEND = insert(answers_table).returning(answers_table.c.cursor)
+_STAND = insert(standing_table)
+_FALL = delete(standing_table).where(standing_table.c.cursor == bindparam("fallen"))
+_COUNT = (
+    update(queries_table)
+    .where(queries_table.c.id == bindparam("counted"))
+    .values(
+        answered=queries_table.c.answered + bindparam("more_answered"),
+        decided=queries_table.c.decided + bindparam("more_decided"),
+    )
+)
+_END_LEASES = delete(leases_table).where(
+    leases_table.c.query == bindparam("leased"), leases_table.c.annotator == bindparam("holder")
 )
 
 
@@ -35,9 +71,7 @@ def append(
         UserError: no such query, an answer that does not fit it, another's lease, or a UUID that
             another answer has.
     """
-    earlier = connection.execute(
-        select(answers_table).where(answers_table.c.uuid == answer.uuid)
-    ).one_or_none()
+    earlier = connection.execute(_BY_UUID, {"uuid": answer.uuid}).one_or_none()
     if earlier is not None:
         if _content(answer_from(earlier)) != _content(answer):
             raise UserError(
@@ -45,9 +79,7 @@ def append(
                 "to change it"
             )
         return Receipt(earlier.cursor, earlier.late, duplicate=True)
-    row = connection.execute(
-        select(queries_table).where(queries_table.c.id == answer.query).with_for_update()
-    ).one_or_none()
+    row = connection.execute(_LOCKED_QUERY, {"query": answer.query}).one_or_none()
     if row is None:
         raise UserError(f"the store has no query {answer.query}")
     check_fits(answer, query_from(row))
@@ -59,17 +91,10 @@ def append(
     if answer.retracted and replaced is None:
         raise UserError(f"{answer.annotator} has no answer to query {answer.query} to retract")
     late = _ends_late(connection, answer, lease, now) or late
-    cursor = connection.execute(
-        insert(answers_table)
-        .values(**answer_values(answer), late=late)
-        .returning(answers_table.c.cursor)
-    ).scalar_one()
+    values = {**answer_values(answer), "late": late}
+    cursor = connection.execute(_APPEND, values).scalar_one()
     _stand(connection, answer, cursor, replaced)
-    connection.execute(
-        delete(leases_table).where(
-            leases_table.c.query == answer.query, leases_table.c.annotator == answer.annotator
-        )
-    )
+    connection.execute(_END_LEASES, {"leased": answer.query, "holder": answer.annotator})
     return Receipt(cursor, late, duplicate=False)
 
 
@@ -81,20 +106,12 @@ def retract_newest(
     Raises:
         UserError: the UUID belongs to another answer.
     """
-    earlier = connection.execute(
-        select(answers_table).where(answers_table.c.uuid == uuid)
-    ).one_or_none()
+    earlier = connection.execute(_BY_UUID, {"uuid": uuid}).one_or_none()
     if earlier is not None:
         if earlier.annotator != annotator or not earlier.retracted:
             raise UserError(f"answer {uuid} was given already; give a new UUID to undo")
         return answer_from(earlier)
-    newest = connection.execute(
-        select(answers_table)
-        .join(standing_table, standing_table.c.cursor == answers_table.c.cursor)
-        .where(standing_table.c.annotator == annotator)
-        .order_by(standing_table.c.cursor.desc())
-        .limit(1)
-    ).one_or_none()
+    newest = connection.execute(_NEWEST, {"annotator": annotator}).one_or_none()
     if newest is None:
         return None
     answer = Answer(
@@ -115,27 +132,13 @@ def _content(answer: Answer) -> tuple[object, ...]:
 
 
 def _standing(connection: Connection, answer: Answer) -> Any:
-    return connection.execute(
-        select(answers_table)
-        .join(standing_table, standing_table.c.cursor == answers_table.c.cursor)
-        .where(
-            standing_table.c.query == answer.query,
-            standing_table.c.annotator == answer.annotator,
-        )
-    ).one_or_none()
+    asked = {"query": answer.query, "annotator": answer.annotator}
+    return connection.execute(_STANDING, asked).one_or_none()
 
 
 def _check_supersedes(connection: Connection, answer: Answer) -> None:
-    found = connection.execute(
-        select(func.count())
-        .select_from(answers_table)
-        .where(
-            answers_table.c.uuid == answer.supersedes,
-            answers_table.c.query == answer.query,
-            answers_table.c.annotator == answer.annotator,
-        )
-    ).scalar_one()
-    if not found:
+    found = connection.execute(_BY_UUID, {"uuid": answer.supersedes}).one_or_none()
+    if found is None or (found.query, found.annotator) != (answer.query, answer.annotator):
         raise UserError(
             f"supersedes is {answer.supersedes}; expected the UUID of an answer of "
             f"{answer.annotator} to query {answer.query}"
@@ -145,7 +148,7 @@ def _check_supersedes(connection: Connection, answer: Answer) -> None:
 def _ends_late(connection: Connection, answer: Answer, lease: str | None, now: float) -> bool:
     if lease is None:
         return False
-    held = connection.execute(select(leases_table).where(leases_table.c.id == lease)).one_or_none()
+    held = connection.execute(_LEASE, {"lease": lease}).one_or_none()
     # A lease that ran out is removed when its query is claimed again.
     if held is None:
         return True
@@ -158,18 +161,15 @@ def _stand(connection: Connection, answer: Answer, cursor: int, replaced: Any) -
     before, decided_before = 0, 0
     if replaced is not None:
         before, decided_before = 1, int(answer_from(replaced).says_something)
-        connection.execute(delete(standing_table).where(standing_table.c.cursor == replaced.cursor))
+        connection.execute(_FALL, {"fallen": replaced.cursor})
     if not answer.retracted:
-        connection.execute(
-            insert(standing_table).values(
-                query=answer.query, annotator=answer.annotator, cursor=cursor
-            )
-        )
+        stands = {"query": answer.query, "annotator": answer.annotator, "cursor": cursor}
+        connection.execute(_STAND, stands)
     connection.execute(
-        update(queries_table)
-        .where(queries_table.c.id == answer.query)
-        .values(
-            answered=queries_table.c.answered + int(not answer.retracted) - before,
-            decided=queries_table.c.decided + int(answer.says_something) - decided_before,
-        )
+        _COUNT,
+        {
+            "counted": answer.query,
+            "more_answered": int(not answer.retracted) - before,
+            "more_decided": int(answer.says_something) - decided_before,
+        },
     )

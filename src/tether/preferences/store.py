@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from tether.errors import StoreError, UserError
-from tether.preferences.fields import check_annotator, check_id, plain_json, uuid_of
+from tether.preferences.fields import check_annotator, plain_json, uuid_of
 from tether.preferences.items import Item
+from tether.preferences.places import STORE_FILE
 from tether.preferences.records import Answer, Query
 from tether.preferences.replies import AnnotatorSummary, Counts, Lease, Receipt
 
@@ -26,11 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["STORE_FILE", "AnnotatorSummary", "Counts", "Lease", "Receipt", "Store"]
 
 T = TypeVar("T")
-
-STORE_FILE: Final = "preferences.sqlite"
-"""A run's own store, in its folder."""
-
-_PAGE: Final = 500
 
 
 class Store:
@@ -101,11 +97,12 @@ class Store:
 
     def add_items(self, items: Iterable[Item]) -> list[str]:
         """Adds items; those that are there already do no harm. Returns their ids."""
+        from tether.preferences import contents
         from tether.preferences.rows import item_values
         from tether.preferences.schema import items_table
 
         rows = [item_values(item) for item in items]
-        self._insert_new(items_table, rows)
+        self._append(lambda connection: contents.add(connection, items_table, rows))
         return [row["id"] for row in rows]
 
     def add_queries(self, queries: Iterable[Query]) -> list[str]:
@@ -114,17 +111,19 @@ class Store:
         Raises:
             UserError: an item is missing; nothing has been added.
         """
+        from tether.preferences import contents
         from tether.preferences.rows import query_values
         from tether.preferences.schema import items_table, queries_table
 
         queries = list(queries)
         needed = list(dict.fromkeys(item for query in queries for item in query.items))
-        missing = sorted(set(needed) - self._present(items_table, needed))
+        missing = sorted(set(needed) - contents.present(self._database, items_table, needed))
         if missing:
             raise UserError(
                 f"the store has no item {missing[0]}; add the items before the query about them"
             )
-        self._insert_new(queries_table, [query_values(query) for query in queries])
+        rows = [query_values(query) for query in queries]
+        self._append(lambda connection: contents.add(connection, queries_table, rows))
         return [query.id for query in queries]
 
     def item(self, item: str) -> Item:
@@ -141,10 +140,11 @@ class Store:
         Raises:
             UserError: the store has none of one of the ids.
         """
+        from tether.preferences import contents
         from tether.preferences.rows import item_from
         from tether.preferences.schema import items_table
 
-        return self._by_id(items_table, ids, item_from, "item")
+        return contents.by_id(self._database, items_table, ids, item_from)
 
     def query(self, query: str) -> Query:
         """One query.
@@ -152,10 +152,11 @@ class Store:
         Raises:
             UserError: the store has none of this id.
         """
+        from tether.preferences import contents
         from tether.preferences.rows import query_from
         from tether.preferences.schema import queries_table
 
-        return self._by_id(queries_table, [query], query_from, "query")[0]
+        return contents.by_id(self._database, queries_table, [query], query_from)[0]
 
     def all_items(self) -> Iterator[Item]:
         """Every item, in the order in which they were added."""
@@ -244,6 +245,18 @@ class Store:
         with self._database.appending() as connection:
             return [append(connection, a, lease=None, now=self._clock()) for a in answers]
 
+    def restore(self, log: Iterable[tuple[Answer, bool]]) -> list[Receipt]:
+        """Appends answers of another store with their marks (late or not), all or none.
+
+        Raises:
+            UserError: as for :meth:`answer`.
+        """
+        from tether.preferences.log import append
+
+        with self._database.appending() as connection:
+            now = self._clock()
+            return [append(connection, a, lease=None, now=now, late=late) for a, late in log]
+
     def undo(self, annotator: str, uuid: str) -> Answer | None:
         """Takes back an annotator's newest standing answer; its query may be claimed again.
 
@@ -276,6 +289,26 @@ class Store:
         with self._database.reading() as connection:
             rows = connection.execute(statement.limit(limit)).all()
         return [(row.cursor, answer_from(row)) for row in rows]
+
+    def newest_cursor(self) -> int:
+        """The cursor of the newest answer; 0: there is none."""
+        from sqlalchemy import func, select
+
+        from tether.preferences.schema import answers_table
+
+        with self._database.reading() as connection:
+            newest = connection.execute(select(func.max(answers_table.c.cursor))).scalar()
+        return int(newest or 0)
+
+    def log(self) -> Iterator[tuple[int, Answer, bool]]:
+        """The whole log in its order: cursor, answer, and whether it came late."""
+        from tether.preferences.rows import answer_from
+        from tether.preferences.schema import answers_table
+
+        return (
+            (row.cursor, answer_from(row), row.late)
+            for row in self._pages(answers_table, "cursor", 0)
+        )
 
     def standing(self) -> Iterator[tuple[Query, Answer]]:
         """What counts: each annotator's newest answer to each query, unless retracted."""
@@ -331,48 +364,6 @@ class Store:
         # Claims of several annotators do not wait for each other where rows are locked one by one.
         with self._database.writing() as connection:
             return work(connection)
-
-    def _insert_new(self, table: Table, rows: list[dict[str, Any]]) -> None:
-        from sqlalchemy.dialects import postgresql, sqlite
-
-        insert = sqlite.insert if self._database.serial else postgresql.insert
-        if not rows:
-            return
-
-        def work(connection: Connection) -> None:
-            connection.execute(insert(table).on_conflict_do_nothing(index_elements=["id"]), rows)
-
-        self._append(work)
-
-    def _present(self, table: Table, ids: Sequence[str]) -> set[str]:
-        from sqlalchemy import select
-
-        found: set[str] = set()
-        with self._database.reading() as connection:
-            for start in range(0, len(ids), _PAGE):
-                part = ids[start : start + _PAGE]
-                found |= set(
-                    connection.execute(select(table.c.id).where(table.c.id.in_(part))).scalars()
-                )
-        return found
-
-    def _by_id(
-        self, table: Table, ids: Sequence[str], made: Callable[[Any], T], kind: str
-    ) -> list[T]:
-        from sqlalchemy import select
-
-        for one in ids:
-            check_id(kind, one)
-        found: dict[str, T] = {}
-        with self._database.reading() as connection:
-            for start in range(0, len(ids), _PAGE):
-                part = ids[start : start + _PAGE]
-                rows = connection.execute(select(table).where(table.c.id.in_(part)))
-                found |= {row.id: made(row) for row in rows}
-        for one in ids:
-            if one not in found:
-                raise UserError(f"the store has no {kind} {one}")
-        return [found[one] for one in ids]
 
     def _pages(self, table: Table, order: str, after: int) -> Iterator[Any]:
         from tether.preferences import reading

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from tether.errors import UserError
 from tether.preferences.items import Item
+from tether.preferences.json_lines import json_objects
 from tether.preferences.oracle import OracleTeacher
 from tether.preferences.records import Answer, Query, check_fits, standing
 from tether.preferences.store import Store
@@ -141,31 +141,6 @@ class StoreTeacher:
         self._store.add_queries(query for query, _ in queries)
         newest = self._store.standing_answers([query.id for query, _ in queries])
         return [newest[query.id][-1] if query.id in newest else None for query, _ in queries]
-
-
-def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a JSONL file with their place.
-
-    Raises:
-        UserError: it cannot be read, or a line is not a JSON object.
-    """
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                place = f"{path}, line {number}"
-                try:
-                    values = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise UserError(f"{place}: not JSON: {error}") from None
-                if not isinstance(values, dict):
-                    raise UserError(f"{place}: expected a JSON object")
-                yield place, values
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
 def _answer_of(values: dict[str, Any], place: str, annotator: str) -> Answer:

