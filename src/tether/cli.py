@@ -40,11 +40,6 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command(
         "RUN", "play whole episodes with a run's policy", "tether.control.commands:evaluate"
     ),
-    "prefer": Command(
-        "--env ID --labels N",
-        "learn a policy from comparisons of its clips",
-        "tether.control.preferences.commands:prefer",
-    ),
     "sft": Command(
         "--model M --data D",
         "fine-tune a language model on demonstrations",
@@ -77,8 +72,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "chat": Command("MODEL", "talk with a model or a run", "tether.language.commands.speak:chat"),
     "prefer": Command(
-        "--model M --teacher T",
-        "learn from comparisons, in rounds",
+        "--env ID|--model M",
+        "learn from comparisons of clips or of texts",
         "tether.run_commands:prefer",
     ),
     "preferences": Command(

@@ -80,10 +80,34 @@ def resume(arguments: Sequence[str]) -> None:
 
 
 def prefer(arguments: Sequence[str]) -> None:
-    """`tether prefer`: of a language model."""
-    from tether.language.commands.prefer import prefer as learn
+    """`tether prefer`: of a policy with --env, of a language model with --model.
 
-    learn(arguments)
+    Raises:
+        UserError: neither is given, or both are.
+    """
+    given = {word.partition("=")[0] for word in arguments}
+    usage = {
+        "--env": "tether prefer --env ID --labels N [--teacher T]",
+        "--model": "tether prefer --model M --data D [--teacher T]",
+    }
+    chosen = [option for option in usage if option in given]
+    if not chosen and given & {"-h", "--help"}:
+        print("usage: " + "\n       ".join(usage.values()))
+        print("each with --help lists its options")
+        return
+    if len(chosen) != 1:
+        raise UserError(
+            f"prefer got {' and '.join(chosen) or 'neither --env nor --model'}; expected one of "
+            "them: --env ID for a policy, --model M for a language model"
+        )
+    if chosen == ["--env"]:
+        from tether.control.preferences.commands import prefer as learn_policy
+
+        learn_policy(arguments)
+    else:
+        from tether.language.commands.prefer import prefer as learn_model
+
+        learn_model(arguments)
 
 
 @dataclass(frozen=True)

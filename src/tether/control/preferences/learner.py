@@ -37,8 +37,11 @@ from tether.control.preferences.segments import Cutter, segment_length
 from tether.control.preferences.task import learned_task
 from tether.control.preferences.teachers import (
     HUMAN,
+    ORACLE,
     RecordedTeacher,
     check_comparable,
+    recorded_teacher,
+    teacher_again,
     teacher_of,
 )
 from tether.control.rollout import Experience
@@ -46,6 +49,7 @@ from tether.control.run_environment import Task
 from tether.errors import UserError
 from tether.learning.callbacks import BaseCallback, Callback, RunView
 from tether.learning.learner import Learner, Metrics, State
+from tether.learning.run import Run
 from tether.learning.seeding import Stream, generator
 from tether.learning.signals import stop_requested
 from tether.preferences.items import Segment
@@ -148,6 +152,18 @@ class Prefer:
     def task(cls, config: PreferConfig, env: EnvLike, env_kwargs: Mapping[str, Any]) -> Task:
         """The task without what would give its reward away; see :mod:`.task`."""
         return learned_task(config, env, env_kwargs)
+
+    @classmethod
+    def objects(cls, teacher: Any, task: Task, run: Run | None) -> dict[str, Any]:
+        """What it takes beside settings: the teacher, as given or as `run` recorded it."""
+        if run is not None:
+            teacher = teacher_again(run.spec["teacher"], teacher, run.path)
+        return {"teacher": ORACLE if teacher is None else teacher, "env_kwargs": task.env_kwargs}
+
+    @classmethod
+    def record(cls, objects: Mapping[str, Any]) -> dict[str, Any]:
+        """What a run records of them."""
+        return {"teacher": recorded_teacher(objects["teacher"])}
 
     @classmethod
     def environments(cls, config: PreferConfig) -> int:
