@@ -30,7 +30,7 @@ from tether.control.preferences.config import PreferConfig, on_policy_method
 from tether.control.preferences.history import History, Window
 from tether.control.preferences.inputs import RewardInputs
 from tether.control.preferences.people import LOOK_EVERY, Keeper, People
-from tether.control.preferences.queries import SELECTIONS
+from tether.control.preferences.queries import SELECTIONS, distinct
 from tether.control.preferences.reward_model import RewardModel
 from tether.control.preferences.schedule import Schedule
 from tether.control.preferences.segments import Cutter, segment_length
@@ -462,14 +462,3 @@ class _OpensStore(BaseCallback):
 
     def on_end(self, run: RunView, learner: Learner) -> None:
         self.learner.close_store()
-
-
-def distinct(rng: np.random.Generator, total: int, count: int, items: int) -> np.ndarray:
-    """`count` rows of `items` different numbers below `total` each, (count, items)."""
-    drawn = rng.integers(0, total, (count, items))
-    while True:
-        ordered = np.sort(drawn, axis=1)
-        twice = np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))
-        if not len(twice):
-            return drawn
-        drawn[twice] = rng.integers(0, total, (len(twice), items))
