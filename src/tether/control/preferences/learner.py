@@ -426,7 +426,8 @@ class Prefer:
         moments = self.model.input_moments
         count = np.maximum(mask.sum(axis=-1, keepdims=True), 1)
         mean = np.where(mask[..., None], inputs, 0.0).sum(axis=-2) / count
-        return ((mean - moments.mean) / np.sqrt(moments.variance + 1e-8)).reshape(len(inputs), -1)
+        scaled = (mean - moments.mean) / np.sqrt(moments.variance + 1e-8)
+        return np.asarray(scaled.reshape(len(inputs), -1))
 
     def _fit(self) -> None:
         first = self.model.fits == 0
