@@ -42,11 +42,6 @@ COMMANDS: dict[str, Command] = {
         "measure a run's policy: whole episodes, or answers to prompts",
         "tether.run_commands:evaluate",
     ),
-    "prefer": Command(
-        "--env ID --labels N",
-        "learn a policy, or with --model a language model, from comparisons",
-        "tether.run_commands:prefer",
-    ),
     "sft": Command(
         "--model M --data D",
         "fine-tune a language model on demonstrations",
@@ -88,6 +83,11 @@ COMMANDS: dict[str, Command] = {
         "tether.language.commands.speak:generate",
     ),
     "chat": Command("MODEL", "talk with a model or a run", "tether.language.commands.speak:chat"),
+    "prefer": Command(
+        "--env ID|--model M",
+        "learn from comparisons of clips or of texts",
+        "tether.run_commands:prefer",
+    ),
     "preferences": Command(
         "STORE",
         "show or export a store of comparisons",

@@ -80,19 +80,35 @@ def resume(arguments: Sequence[str]) -> None:
 
 
 def prefer(arguments: Sequence[str]) -> None:
-    """`tether prefer`: a policy in an environment, or with --model a language model."""
-    if _has(arguments, "--model") and not _has(arguments, "--env"):
-        from tether.language.commands.prefer import prefer as learn
+    """`tether prefer`: of a policy with --env, of a language model with --model.
+
+    Raises:
+        UserError: neither is given, or both are.
+    """
+    given = {word.partition("=")[0] for word in arguments}
+    usage = {
+        "--env": "tether prefer --env ID --labels N [--teacher T]",
+        "--model": "tether prefer --model M --data D [--teacher T]",
+    }
+    chosen = [option for option in usage if option in given]
+    if not chosen and given & {"-h", "--help"}:
+        print("usage: " + "\n       ".join(usage.values()))
+        print("each with --help lists its options")
+        return
+    if len(chosen) != 1:
+        raise UserError(
+            f"prefer got {' and '.join(chosen) or 'neither --env nor --model'}; expected one of "
+            "them: --env ID for a policy, --model M for a language model"
+        )
+    if chosen == ["--env"]:
+        from tether.control.preference_commands import prefer as learn_policy
+
+        learn_policy(arguments)
     else:
-        from tether.control.preference_commands import prefer as learn
+        from tether.language.commands.prefer import prefer as learn_model
 
-        if _has(arguments, "--help") or _has(arguments, "-h"):
-            print("For a language model's options give: tether prefer --model M --help\n")
-    learn(arguments)
+        learn_model(arguments)
 
-
-def _has(arguments: Sequence[str], option: str) -> bool:
-    return any(word == option or word.startswith(f"{option}=") for word in arguments)
 
 
 def evaluate(arguments: Sequence[str]) -> None:

@@ -59,7 +59,7 @@ def test_ppo_starts_where_behaviour_cloning_ended(clone: Path, tmp_path: Path) -
     assert spec["init_from"]["run"] == str(clone)
 
 
-@pytest.mark.parametrize("method", sorted(set(METHODS) - {"bc"}))
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"bc", "prefer"}))
 def test_every_method_can_begin_with_it(method: str, clone: Path) -> None:
     policy = tether.load(clone)
     config = configure(method, settings={"hidden": (64, 64), "normalize_observation": True})

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from tether.control.preferences.history import History
-from tether.control.preferences.learner import distinct
 from tether.control.preferences.queries import (
     coverage,
     disagreement,
+    distinct,
     entropy,
     probabilities,
     uniform,

@@ -76,12 +76,12 @@ def prefer(arguments: Sequence[str]) -> None:
 def _parse(options: PreferOptions, base: PreferConfig, arguments: Sequence[str]) -> Any:
     kind = on_policy_method(base.policy_method).config_class
     # The settings of the one method that is chosen become options; the method is one already.
+    fields: dict[str, Any] = {
+        "policy": (Annotated[kind, tyro.conf.arg(name=base.policy_method)], base.policy),
+        "policy_method": (tyro.conf.Suppress[str], base.policy_method),
+    }
     settings: Any = create_model(
-        "PreferSettings",
-        __base__=PreferConfig,
-        __doc__=PreferConfig.__doc__,
-        policy=(Annotated[kind, tyro.conf.arg(name=base.policy_method)], base.policy),
-        policy_method=(tyro.conf.Suppress[str], base.policy_method),
+        "PreferSettings", __base__=PreferConfig, __doc__=PreferConfig.__doc__, **fields
     )
     values = {name: getattr(base, name) for name in PreferConfig.model_fields}
     command = make_dataclass(

@@ -161,7 +161,7 @@ class ControlEngine(Engine[PolicyLearner, TrainedPolicy]):
             **task.record(),
             "preset": preset,
             "policy": learner.spec.to_json(),
-            **_record_of(objects),
+            **(kind.record(objects) if objects else {}),
         }
         if initial is not None:
             source = str(Path(str(init_from)).resolve())
@@ -364,20 +364,8 @@ def _objects(
             if value is not None:
                 raise UserError(f"{name} takes no {object_}; prefer learns from comparisons")
         return {}
-    from tether.control.preferences.teachers import ORACLE, teacher_again
-
-    teacher = given["teacher"]
-    if run is not None:
-        teacher = teacher_again(run.spec["teacher"], teacher, run.path)
-    return {"teacher": ORACLE if teacher is None else teacher, "env_kwargs": task.env_kwargs}
-
-
-def _record_of(objects: Mapping[str, Any]) -> dict[str, Any]:
-    if "teacher" not in objects:
-        return {}
-    from tether.control.preferences.teachers import recorded_teacher
-
-    return {"teacher": recorded_teacher(objects["teacher"])}
+    objects: dict[str, Any] = kind.objects(given["teacher"], task, run)
+    return objects
 
 
 def _prepared(

@@ -30,15 +30,18 @@ from tether.control.preferences.config import PreferConfig, on_policy_method
 from tether.control.preferences.history import History, Window
 from tether.control.preferences.inputs import RewardInputs
 from tether.control.preferences.people import LOOK_EVERY, Keeper, People
-from tether.control.preferences.queries import SELECTIONS
+from tether.control.preferences.queries import SELECTIONS, distinct
 from tether.control.preferences.reward_model import RewardModel
 from tether.control.preferences.schedule import Schedule
 from tether.control.preferences.segments import Cutter, segment_length
 from tether.control.preferences.task import learned_task
 from tether.control.preferences.teachers import (
     HUMAN,
+    ORACLE,
     RecordedTeacher,
     check_comparable,
+    recorded_teacher,
+    teacher_again,
     teacher_of,
 )
 from tether.control.rollout import Experience
@@ -46,6 +49,7 @@ from tether.control.run_environment import Task
 from tether.errors import UserError
 from tether.learning.callbacks import BaseCallback, Callback, RunView
 from tether.learning.learner import Learner, Metrics, State
+from tether.learning.run import Run
 from tether.learning.seeding import Stream, generator
 from tether.learning.signals import stop_requested
 from tether.preferences.items import Segment
@@ -148,6 +152,18 @@ class Prefer:
     def task(cls, config: PreferConfig, env: EnvLike, env_kwargs: Mapping[str, Any]) -> Task:
         """The task without what would give its reward away; see :mod:`.task`."""
         return learned_task(config, env, env_kwargs)
+
+    @classmethod
+    def objects(cls, teacher: Any, task: Task, run: Run | None) -> dict[str, Any]:
+        """What it takes beside settings: the teacher, as given or as `run` recorded it."""
+        if run is not None:
+            teacher = teacher_again(run.spec["teacher"], teacher, run.path)
+        return {"teacher": ORACLE if teacher is None else teacher, "env_kwargs": task.env_kwargs}
+
+    @classmethod
+    def record(cls, objects: Mapping[str, Any]) -> dict[str, Any]:
+        """What a run records of them."""
+        return {"teacher": recorded_teacher(objects["teacher"])}
 
     @classmethod
     def environments(cls, config: PreferConfig) -> int:
@@ -410,7 +426,8 @@ class Prefer:
         moments = self.model.input_moments
         count = np.maximum(mask.sum(axis=-1, keepdims=True), 1)
         mean = np.where(mask[..., None], inputs, 0.0).sum(axis=-2) / count
-        return ((mean - moments.mean) / np.sqrt(moments.variance + 1e-8)).reshape(len(inputs), -1)
+        scaled = (mean - moments.mean) / np.sqrt(moments.variance + 1e-8)
+        return np.asarray(scaled.reshape(len(inputs), -1))
 
     def _fit(self) -> None:
         first = self.model.fits == 0
@@ -446,14 +463,3 @@ class _OpensStore(BaseCallback):
 
     def on_end(self, run: RunView, learner: Learner) -> None:
         self.learner.close_store()
-
-
-def distinct(rng: np.random.Generator, total: int, count: int, items: int) -> np.ndarray:
-    """`count` rows of `items` different numbers below `total` each, (count, items)."""
-    drawn = rng.integers(0, total, (count, items))
-    while True:
-        ordered = np.sort(drawn, axis=1)
-        twice = np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))
-        if not len(twice):
-            return drawn
-        drawn[twice] = rng.integers(0, total, (len(twice), items))

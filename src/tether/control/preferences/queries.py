@@ -79,6 +79,17 @@ SELECTIONS: Final[dict[Selection, Callable[..., np.ndarray]]] = {
 }
 
 
+def distinct(rng: np.random.Generator, total: int, count: int, items: int) -> np.ndarray:
+    """`count` rows of `items` different numbers below `total` each, (count, items)."""
+    drawn = rng.integers(0, total, (count, items))
+    while True:
+        ordered = np.sort(drawn, axis=1)
+        twice = np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))
+        if not len(twice):
+            return drawn
+        drawn[twice] = rng.integers(0, total, (len(twice), items))
+
+
 def _greatest(values: np.ndarray, count: int) -> np.ndarray:
     # Stable, so that equal values keep the candidates' random order.
     return np.argsort(-values, kind="stable")[:count]

@@ -86,7 +86,10 @@ class RewardModel:
         self._moments = self._compiled.optimizer.init(self.networks)
         self.l2 = np.full(settings.members, settings.l2, np.float32)
         self.input_moments = RunningMoments((width,))
-        self._scale = (np.zeros(width, np.float32), np.ones(width, np.float32))
+        self._scale: tuple[np.ndarray, np.ndarray] = (
+            np.zeros(width, np.float32),
+            np.ones(width, np.float32),
+        )
         self.output_moments = RunningMoments((settings.members,))
         self.fits = 0
         self._device: tuple[int, Any] | None = None
@@ -217,7 +220,7 @@ class RewardModel:
         """What the sums should be like, (C, K): labels, or true sums in units of their spread."""
         if self.settings.regress:
             known = data.returns
-            return ((known - known.mean()) / (known.std() + 1e-8)).astype(np.float32)
+            return np.asarray((known - known.mean()) / (known.std() + 1e-8), np.float32)
         return np.repeat(data.label[:, None], data.inputs.shape[1], axis=1)
 
     def _evaluate(self, data: Comparisons) -> Metrics:
