@@ -73,7 +73,7 @@ def test_whoever_looked_long_ago_wins_nothing(tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr(claims, "_newest", late)
-    assert take(tmp_path) is None
+    assert take(tmp_path, 1) is None
     assert numbers(tmp_path) == [3]
 
 
