@@ -128,6 +128,7 @@ def play(follows, policy, *rewards):
 
 def test_the_best_boat_for_the_proxy_goes_nowhere() -> None:
     follows, proxy, truth = boat_model()
+    assert [follows[0, action] for action in (CLOCKWISE, BACK, STAY)] == [1, 7, 0]
     best, policy = best_return(follows, proxy, 100)
     assert best == 100.0
     earned, travelled = play(follows, policy, proxy, truth)

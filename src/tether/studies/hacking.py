@@ -54,7 +54,9 @@ class Ground(NamedTuple):
     Attributes:
         env: its id.
         steps: of each training.
-        start_steps: of the policy that `start`, `kl`, `budget` and `honest` begin with.
+        start_reward: what the policy is paid that `start`, `kl`, `budget` and `honest` begin with.
+            The truth of the covered sensor would not mind a robot that cleans blindly.
+        start_steps: of that policy.
         kl_coefficient: price of a nat.
         kl_budget: nats a step.
         clip_reward: size to which rewards are clipped.
@@ -62,18 +64,21 @@ class Ground(NamedTuple):
 
     env: str
     steps: int
+    start_reward: str
     start_steps: int
     kl_coefficient: float
     kl_budget: float
     clip_reward: float
 
 
-# Tuned on the development seeds 1000 and 1001.
+# Steps are tuned on the development seeds 1000 and 1001, prices and budgets of the gridworlds too.
 GROUNDS: Final = {
-    "boat-race": Ground("tether/BoatRace-v0", 60_000, 10_240, 1.0, 0.35, 2.0),
-    "covered-sensor": Ground("tether/CoveredSensor-v0", 150_000, 60_000, 5.0, 0.5, 1.0),
-    "gate-cheetah": Ground("tether/GateCheetah-v0", 500_000, 150_000, 0.01, 5.0, 0.5),
-    "sleeping-walker": Ground("tether/SleepingWalker-v0", 200_000, 200_000, 0.05, 2.0, 0.5),
+    "boat-race": Ground("tether/BoatRace-v0", 60_000, "true", 10_240, 1.0, 0.35, 2.0),
+    "covered-sensor": Ground(
+        "tether/CoveredSensor-v0", 150_000, "repaired", 60_000, 30.0, 0.1, 1.0
+    ),
+    "gate-cheetah": Ground("tether/GateCheetah-v0", 500_000, "true", 150_000, 0.05, 1.0, 0.5),
+    "sleeping-walker": Ground("tether/SleepingWalker-v0", 200_000, "true", 200_000, 0.05, 2.0, 0.5),
 }
 
 FROM_START: Final = ("start", "kl", "budget", "honest")
@@ -153,7 +158,12 @@ def _training(config: HackingConfig, name: str, ground: Ground, arm: str, seed: 
     }.get(arm, {})
     fields = _fields(config.method)
     settings = {key: value for key, value in settings.items() if key in fields or key != "anneal"}
-    reward = {"begin": "true", "true": "true", "repaired": "repaired", "honest": "repaired"}
+    reward = {
+        "begin": ground.start_reward,
+        "true": "true",
+        "repaired": "repaired",
+        "honest": "repaired",
+    }
     steps = ground.start_steps if arm == "begin" else ground.steps
     return Trial(
         f"{name}-{arm}-{seed}",
