@@ -68,6 +68,7 @@ BUDGETS = {
     "resume runs/mine": {"--total-steps": "8"},
     "evaluate": {"--episodes": "2"},
     "evaluate runs/cheetah": {"--episodes": "1"},
+    "evaluate runs/sft": {"--limit": "3", "--max-new-tokens": "4"},
     "generate": {"--max-new-tokens": "8"},
     "sft": TUNING,
     "sft --model tiny --data answers.jsonl": {
@@ -142,6 +143,7 @@ SFT = "tether sft --model tiny --data answers.jsonl --out runs/sft"
 REWARD = "tether reward --model tiny --data comparisons.jsonl --out runs/reward"
 GIVEN = {
     "dpo.md": [SFT, REWARD],
+    "judges.md": [SFT],
     "reward.md": [SFT],
     "rlhf.md": [SFT, REWARD],
 }

@@ -123,6 +123,7 @@ _EXTRAS = {
         {
             "datasets",
             "gguf",
+            "httpx2",
             "jinja2",
             "peft",
             "pyarrow",

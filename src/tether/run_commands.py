@@ -110,7 +110,6 @@ def prefer(arguments: Sequence[str]) -> None:
         learn_model(arguments)
 
 
-
 def evaluate(arguments: Sequence[str]) -> None:
     """`tether evaluate RUN`: of a policy in an environment, or of a language model."""
     runs = [word for word in arguments if (Path(word) / "run.json").is_file()]

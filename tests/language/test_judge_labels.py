@@ -10,6 +10,7 @@ import pytest
 from judge_server import ChatServer
 
 from tether.errors import Interrupted, JudgeError, UserError
+from tether.language.data.formats import read_data
 from tether.language.judge import labelling
 from tether.language.judge.audit import (
     Observations,
@@ -25,6 +26,7 @@ from tether.language.judge.judges import Asked, Judge, Judgement
 from tether.language.judge.labelling import Pair, label
 from tether.language.judge.questions import open_attribute
 from tether.language.judge.teacher import JudgeTeacher, answer_of
+from tether.language.methods import METHODS
 from tether.language.models.language_model import load_model
 from tether.preferences.items import Text
 from tether.preferences.records import Answer, Query
@@ -237,6 +239,8 @@ def test_labels_of_people_stay_and_unlabelled_pairs_are_taken(tether_, tmp_path)
     assert first["label"] == pytest.approx(1 - second["label"], abs=1e-6)
     assert second["human_label"] == 0.0 and "human_label" not in first
     assert json.loads(done.out.splitlines()[-1])["human_labels"] == 1
+    read_again = read_data("x.jsonl", METHODS["reward"].formats)
+    assert [sample.label for _, sample in read_again] == [first["label"], second["label"]]
     for method in ("reward", "dpo"):
         learned = tether_(
             method, "--model", "tiny", "--data", "x.jsonl", "--total-steps", "2", "--batch-size",
@@ -386,3 +390,10 @@ def test_a_judge_of_the_cache_keeps_what_it_says(cache):
     other = judge()
     reopened = with_cache(other)
     assert other.ask(asked) == found and reopened.paid == 0
+
+
+def test_a_label_belongs_to_two_completions(tmp_path):
+    path = tmp_path / "three.jsonl"
+    path.write_text(json.dumps({"prompt": "p", "completions": ["a", "b", "c"], "label": 1.0}))
+    with pytest.raises(UserError, match="field 'completions': 3 of them with one label"):
+        list(read_data(path, ("labelled", "ranked")))

@@ -199,16 +199,14 @@ def pairs_of(
 
 def _judge(settings: Mapping[str, Any]) -> Judge:
     short = {"max_words": 40} if settings["source"] == "imdb" else {}
-    wanted = JudgeSettings(
-        model=settings["model"], attribute="positive", temperature=1.0, **short, **settings["style"]
-    )
-    return open_settings(wanted, _backend(settings["model"]))
+    wanted = {"model": settings["model"], "temperature": 1.0, **short, **settings["style"]}
+    return open_settings(JudgeSettings.load(wanted), _backend(settings["model"]))
 
 
 @lru_cache(maxsize=1)
 def _backend(model: str) -> Backend:
     """Loaded once for all styles that one process asks."""
-    return open_backend(JudgeSettings(model=model))
+    return open_backend(JudgeSettings.load({"model": model}))
 
 
 def command(arguments: Sequence[str]) -> None:

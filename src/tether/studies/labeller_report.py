@@ -187,7 +187,8 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     right.set_title("share that is right (calibration error)", fontsize=10)
     right.set_xlim(0.48, 1.02)
     right.set_ylim(0.3, 1.02)
-    right.legend(frameon=False, fontsize=9, loc="lower right")
+    if right.get_legend_handles_labels()[0]:
+        right.legend(frameon=False, fontsize=9, loc="lower right")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)

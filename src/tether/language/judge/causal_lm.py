@@ -206,7 +206,7 @@ class CausalLM:
             cache = new_cache(model.causal_lm.config)
         hidden = model.hidden_states(ids, mask, positions, cache)
         last = hidden[torch.arange(len(own), device=model.device), lengths - 1]
-        after = {(): self._log_probs(last)}
+        after: dict[tuple[int, ...], Tensor] = {(): self._log_probs(last)}
         for stem in stems[1:]:
             told = torch.tensor(stem, device=model.device).expand(len(own), len(stem))
             more = torch.cat([mask, mask.new_ones(told.shape)], dim=-1)
@@ -245,9 +245,10 @@ def exact_words(
     Returns:
         (B, W); -inf where nothing is left of a word.
     """
-    whole = {}
-    for word in words:
-        whole[word] = sum(after[word[:place]][word[place]] for place in range(len(word)))
+    whole = {
+        word: np.sum([after[word[:place]][word[place]] for place in range(len(word))], axis=0)
+        for word in words
+    }
     found = []
     for word in words:
         value = np.asarray(whole[word], np.float64)
@@ -255,7 +256,7 @@ def exact_words(
         longer = [w for w in words if len(w) > len(word) and w[: len(word)] == word]
         longer = [w for w in longer if not any(w[: len(o)] == o for o in longer if o != w)]
         if longer:
-            rest = np.logaddexp.reduce([whole[w] for w in longer], axis=0)
+            rest = np.logaddexp.reduce(np.stack([whole[w] for w in longer]), axis=0)
             with np.errstate(divide="ignore"):
                 value = value + np.log(np.maximum(-np.expm1(np.minimum(rest - value, 0.0)), 0.0))
         found.append(value)

@@ -130,7 +130,7 @@ def open_judge(
     given, name = given_model(SMOLLM2 if model is None else model, tokenizer)
     named = {} if name is None else {"model": name}
     return open_settings(
-        JudgeSettings(**named, attribute=str(attribute), **settings),
+        JudgeSettings.load({**named, "attribute": str(attribute), **settings}),
         None if given is None else CausalLM(given, given.name, origin_of(given)),
     )
 
@@ -188,7 +188,7 @@ def open_backend(settings: JudgeSettings) -> Backend:
                 concurrency=settings.concurrency,
             )
         )
-    dtype = settings.dtype
+    dtype: str = settings.dtype
     if dtype == "auto":
         dtype = _type_for(settings.model, settings.device)
     model = open_model(settings.model, dtype=dtype, device=settings.device)
@@ -214,7 +214,7 @@ def judge_settings(name: str) -> JudgeSettings:
     named, model = match["attribute"], match["model"]
     given = {} if model is None else {"model": model}
     if named in ATTRIBUTES or not named.endswith(".toml") or _is_attribute(Path(named)):
-        return JudgeSettings(attribute=named, **given)
+        return JudgeSettings.load({"attribute": named, **given})
     return JudgeSettings.load_toml(named, **given)
 
 

@@ -37,8 +37,10 @@ def repeated(cache: DynamicCache, rows: int, room: int) -> DynamicCache:
         room: tokens that will be read next.
     """
     found = DynamicCache()
-    for layer in cache.layers:
-        copy: Any = _Roomy()
+    read: Any = cache.layers
+    roomy: Any = _Roomy
+    for layer in read:
+        copy = roomy()
         shape = (rows, -1, -1, -1)
         copy.dtype, copy.device = layer.keys.dtype, layer.keys.device
         copy._hold(layer.keys.expand(shape), layer.values.expand(shape), room)
