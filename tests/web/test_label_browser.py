@@ -314,7 +314,7 @@ def test_texts_are_shown_and_never_interpreted(server: Server, open_page: Any) -
         expect(page.locator(".card .text").first).to_contain_text("<script>document.title='hacked'")
         expect(page.locator("#context")).to_contain_text("What makes a good film? <b>Be brief.</b>")
         assert page.title() == "tether: compare"
-        page.get_by_role("button", name="Right is better").click()
+        page.get_by_role("button", name="Second is better").click()
         wait_until(lambda: store.counts().answered == 1, "the answer by click")
         assert next(store.standing())[1].preference == 0.0
 
