@@ -26,6 +26,7 @@ NOT_RUN = {
     "source": "belongs to the shell",
     "pip": "installs",
     "hf": "needs an account",
+    "tether label": "serves until it is stopped; tests/web does",
     "accelerate launch": "starts processes; tests/language/test_language_processes.py does",
     "torchrun": "starts processes; tests/language/test_language_processes.py does",
     "lm_eval": "another project's command",

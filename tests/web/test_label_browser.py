@@ -34,7 +34,7 @@ if CHROMIUM is None:
 
 sync_api = pytest.importorskip("playwright.sync_api")
 expect = sync_api.expect
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=60_000)
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 FLAGS += [
@@ -134,9 +134,9 @@ def press(page: Any, key: str) -> list[str]:
 
 
 def wait_until(true: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not true():
-        assert time.monotonic() < end, f"not within 20 s: {what}"
+        assert time.monotonic() < end, f"not within 60 s: {what}"
         time.sleep(0.05)
 
 
@@ -314,7 +314,7 @@ def test_texts_are_shown_and_never_interpreted(server: Server, open_page: Any) -
         expect(page.locator(".card .text").first).to_contain_text("<script>document.title='hacked'")
         expect(page.locator("#context")).to_contain_text("What makes a good film? <b>Be brief.</b>")
         assert page.title() == "tether: compare"
-        page.get_by_role("button", name="Right is better").click()
+        page.get_by_role("button", name="Second is better").click()
         wait_until(lambda: store.counts().answered == 1, "the answer by click")
         assert next(store.standing())[1].preference == 0.0
 

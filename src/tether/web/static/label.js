@@ -255,7 +255,10 @@ function show(pair) {
   stage.classList.toggle("texts", !clips);
   if (pair.items.length === 2) {
     stage.dataset.kind = "pair";
-    stage.append(cardOf(pair.items[0], "Left", () => answer(1)), cardOf(pair.items[1], "Right", () => answer(0)));
+    // Two texts stand one above the other on a phone.
+    const names = clips ? ["Left", "Right"] : ["First", "Second"];
+    ["left", "right"].forEach((id, i) => { $(id).querySelector("span").textContent = `${names[i]} is better`; });
+    stage.append(cardOf(pair.items[0], names[0], () => answer(1)), cardOf(pair.items[1], names[1], () => answer(0)));
   } else {
     stage.dataset.kind = "ranking";
     page.order = pair.items.map((_, i) => i);
@@ -307,7 +310,7 @@ function submit(fields, said, mark) {
 }
 
 const answer = (preference) => page.current?.items.length === 2 && submit({ preference },
-  { 1: "Left is better", 0: "Right is better", 0.5: "Equal" }[preference] ?? "Can’t tell",
+  { 1: $("left").textContent.replace("←", ""), 0: $("right").textContent.replace("→", ""), 0.5: "Equal" }[preference] ?? "Can’t tell",
   (i) => (preference === null ? "" : preference === 0.5 ? "equal" : (i === 0) === (preference === 1) ? "chosen" : ""));
 
 const saveOrder = () => page.current?.items.length > 2 && submit({ ranking: [...page.order] }, "Order saved", () => "equal");
