@@ -3,9 +3,9 @@
     python benchmarks/cluster.py --trials 200
 
 Trials that do nothing are carried out by every executor of :mod:`tether.studies.trials`; the wall
-time over their number is the overhead of one: claim, settings, versions, result, four writes that
-reach the disk, and the way to the process that does it. The first trials, which start processes, are
-timed apart.
+time over their number is the overhead of one: its claim, the three files that reach the disk
+(settings, versions, result), and the way to the process that does it. The first trials, which
+start processes, are timed apart.
 """
 
 from __future__ import annotations
