@@ -97,7 +97,7 @@ def _over_tasks(
         for method in methods
     }
     best = {
-        env: max((s for method in methods for s in finals[method][env]), default=None)
+        env: max((s for method in methods for s in finals[method][env]), default=random[env])
         for env in scores
     }
     normalized = {
