@@ -362,6 +362,8 @@ def test_answers_that_are_taken_back_leave_the_data(asked: Prefer, tmp_path: Pat
     asked.iterate()
     assert set(asked.data.keys) == {changed.uuid, *(one.uuid for one in given[1:-1])}
     assert asked.data.label[asked.data.keys.index(changed.uuid)] == 0.5
+    assert asked._people is not None
+    assert asked._people.news() == []
 
 
 def test_either_side_may_be_restarted(asked: Prefer, tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ class PreferConfig(Config):
     """The oracle cannot tell if both sums are below this share of the average."""
     oracle_equal: float = Field(0.0, ge=0)
     """The oracle calls a tie if the sums differ by less than this share of the average."""
-    policy: SerializeAsAny[OnPolicyConfig] = OnPolicyConfig()
+    policy: SerializeAsAny[OnPolicyConfig] = OnPolicyConfig.load({})
     """Settings of `policy_method`."""
 
     applies: ClassVar[Mapping[str, When | tuple[When, ...]]] = {
