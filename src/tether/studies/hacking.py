@@ -148,14 +148,15 @@ def trainings(config: HackingConfig) -> list[Trial]:
 
 
 def _training(config: HackingConfig, name: str, ground: Ground, arm: str, seed: int) -> Trial:
-    settings: dict[str, Any] = {
+    of_arms: dict[str, dict[str, Any]] = {
         "begin": {"anneal": False},
         "clip": {"clip_reward": ground.clip_reward},
         "kl": {"initial_kl_coefficient": ground.kl_coefficient},
         "budget": {"initial_kl_budget": ground.kl_budget},
         "start": {"measure_initial_kl": True},
         "honest": {"measure_initial_kl": True},
-    }.get(arm, {})
+    }
+    settings = of_arms.get(arm, {})
     fields = _fields(config.method)
     settings = {key: value for key, value in settings.items() if key in fields or key != "anneal"}
     reward = {
@@ -241,7 +242,9 @@ def learn(settings: Mapping[str, Any], place: Path) -> Result:
 def _measured(run: Path) -> Result:
     rows = read_metrics(run)
     ended = [row for row in rows if "true_return/mean" in row]
-    kept = np.unique(np.linspace(0, len(ended) - 1, POINTS).round().astype(int)) if ended else []
+    kept: Any = (
+        np.unique(np.linspace(0, len(ended) - 1, POINTS).round().astype(int)) if ended else []
+    )
     names = ("return/mean", "true_return/mean")
     return {
         "curve": [
