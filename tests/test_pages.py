@@ -76,6 +76,13 @@ BUDGETS = {
     "rlhf": {**TUNING, "--minibatch-size": "4", "--max-new-tokens": "4"},
     # What runs/sft was tuned on ends early, but not within four tokens.
     "rlhf --model runs/sft": {**TUNING, "--minibatch-size": "4", "--max-new-tokens": "32"},
+    "prefer": {
+        "--rounds": "1",
+        "--comparisons": "4",
+        "--policy-steps": "4",
+        "--batch-size": "4",
+        "--max-new-tokens": "4",
+    },
     "best-of-n": {"--n": "4", "--limit": "4", "--max-new-tokens": "4"},
     "study variance": {"--episodes": "512"},
     "study lambda": {"--episodes": "64", "--critics": "1"},

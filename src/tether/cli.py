@@ -76,6 +76,11 @@ COMMANDS: dict[str, Command] = {
         "tether.language.commands.speak:generate",
     ),
     "chat": Command("MODEL", "talk with a model or a run", "tether.language.commands.speak:chat"),
+    "prefer": Command(
+        "--model M --teacher T",
+        "learn from comparisons, in rounds",
+        "tether.run_commands:prefer",
+    ),
     "preferences": Command(
         "STORE",
         "show or export a store of comparisons",

@@ -76,6 +76,13 @@ def resume(arguments: Sequence[str]) -> None:
         print_json(trained.summary())
 
 
+def prefer(arguments: Sequence[str]) -> None:
+    """`tether prefer`: of a language model."""
+    from tether.language.commands.prefer import prefer as learn
+
+    learn(arguments)
+
+
 @dataclass(frozen=True)
 class MethodsOptions:
     """List the methods of every engine."""

@@ -7,9 +7,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from small_stores import Clock, fill
+from sqlalchemy import select
 
 from tether.errors import UserError
+from tether.preferences.leases import _lease
+from tether.preferences.log import append
 from tether.preferences.records import Answer, MinariReference, Query, Segment, Text, standing
+from tether.preferences.schema import queries_table
 from tether.preferences.store import Counts, Store
 
 
@@ -110,6 +114,11 @@ def test_overlap_asks_as_many_different_annotators(store: Store) -> None:
     store.answer(Answer(first.id, 1.0, "ada"), one.id)
     assert [lease.query for lease in store.claim("ada", overlap=2, count=3)] == [second]
     assert store.claim("dora", overlap=2, count=3) == []
+    # Nobody is asked twice, though another annotator is still needed.
+    store.release(two.id)
+    assert [lease.query for lease in store.claim("ada", overlap=2, count=3)] == [second]
+    (two,) = store.claim("bob", overlap=2)
+    assert two.query == first
     store.answer(Answer(first.id, 0.0, "bob"), two.id)
     assert sorted(a.annotator for q, a in store.standing() if q == first) == ["ada", "bob"]
     assert store.standing_answers([first.id, second.id]).keys() == {first.id}
@@ -140,6 +149,23 @@ def test_a_late_answer_is_kept_and_marked(store: Store, clock: Clock) -> None:
     assert receipt.late
     assert {a.annotator: a.preference for _, a in store.standing()} == {"ada": 1.0, "bob": 0.0}
     assert [summary.late for summary in store.annotators()] == [1, 0]
+
+
+def test_an_answer_is_late_even_if_nobody_else_was_asked(store: Store, clock: Clock) -> None:
+    (query,) = fill(store, 1)
+    (lease,) = store.claim("ada", seconds=10)
+    clock.now += 10
+    assert store.answer(Answer(query.id, 1.0, "ada"), lease.id).late
+
+
+def test_a_query_that_filled_up_before_it_was_locked_is_not_leased(store: Store) -> None:
+    (query,) = fill(store, 1)
+    store.claim("ada")
+    with store._database.writing() as connection:
+        rows = connection.execute(select(queries_table)).all()
+        # What bob's claim would do with a query that was free when it was found.
+        free = _lease(connection, rows, "bob", now=1000.0, expires=1100.0, room=1)
+    assert [row.id for row in rows] == [query.id] and free == []
 
 
 def test_another_s_lease_is_refused(store: Store) -> None:
@@ -288,6 +314,18 @@ def test_a_mistake_of_one_thread_does_not_touch_the_others(store: Store) -> None
 
     in_threads(16, work)
     assert len(refused) == 8 and store.counts().answered == 8
+
+
+def test_no_answer_appears_above_one_that_is_still_being_written(store: Store) -> None:
+    first, second = fill(store, 2)
+    other = threading.Thread(target=lambda: store.answer(Answer(second.id, 1.0, "bob")))
+    with store._database.appending() as connection:
+        append(connection, Answer(first.id, 1.0, "ada"), lease=None, now=0.0)
+        other.start()
+        other.join(0.3)
+        assert store.answers() == []
+    other.join()
+    assert [answer.annotator for _, answer in store.answers()] == ["ada", "bob"]
 
 
 def test_a_reader_by_cursor_misses_nothing_while_others_write(store: Store) -> None:

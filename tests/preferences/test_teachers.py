@@ -89,8 +89,9 @@ def test_thresholds_are_the_share_of_what_the_policy_gets_not_its_square() -> No
     assert preferences(teacher, asked(poor, fair)) == [0.0]
     teacher.reward_per_step = 2.0
     assert preferences(teacher, asked(poor, fair)) == [None]
+    # A share of a negative return is no threshold: nearly everything would be below it.
     teacher.reward_per_step = -1.0
-    assert preferences(teacher, asked(poor, fair)) == [0.0]
+    assert preferences(teacher, asked(segment(-3, -2), segment(-1, -2))) == [0.0]
 
 
 def test_thresholds_look_at_plain_sums_and_a_tie_is_never_a_mistake() -> None:

@@ -42,6 +42,7 @@ class Stream(IntEnum):
     PRETRAINING_ORDER = 18
     CONVERSATION = 19
     BEST_OF_N = 20
+    COMPARED_ANSWERS = 21
     # Studies.
     COMPARED_SAMPLES = 30
     PPO_PROMPTS = 31
