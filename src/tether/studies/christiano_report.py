@@ -11,13 +11,13 @@ import numpy as np
 
 from tether.learning.reports.plots import COLOURS, step_label
 from tether.learning.storage.durable import write_json
-from tether.studies.figure3_report import number, on_one_grid
+from tether.studies.figure3_plots import on_one_grid
+from tether.studies.figure3_report import number
+from tether.studies.statistics import summarize
 from tether.studies.trials import Result, Trial
 
 TRUE: Final = "true"
 """The variant that learns from the true reward."""
-RESAMPLES: Final = 10_000
-"""Of the bootstrap."""
 
 
 def write(
@@ -53,28 +53,26 @@ def score(found: Sequence[Result], true: Sequence[Result]) -> dict[str, Any]:
     """Of one variant on one task, over seeds.
 
     Returns:
-        ``returns``, one for each seed; ``mean``, its standard ``error`` and the 95 % bootstrap
-        ``interval``; ``untrained``, the return with which training begins; and of the true reward's
-        mean return ``share`` (which says nothing where that is negative) and ``share_of_rise``,
-        (mean - untrained) / (true - untrained). What diverged counts with the end of its curve.
+        ``returns``, one for each seed; ``mean``, its standard ``error`` and 95 % bootstrap
+        ``interval``, the interquartile mean ``iqm``; ``untrained``, the return with which training
+        begins; and of the true reward's mean return ``share`` (which says nothing where that is
+        negative) and ``share_of_rise``, (mean - untrained) / (true - untrained). What diverged counts with the end of its curve.
     """
     returns, theirs = _returns(found), _returns(true)
     begins = [r["curve"][0][1] for r in (*found, *true) if r["curve"]]
+    over_seeds = summarize(returns)
     summary: dict[str, Any] = {
         "returns": returns,
         "n": len(returns),
-        "mean": _mean(returns),
-        "error": None,
-        "interval": None,
-        "untrained": _mean(begins),
+        "mean": over_seeds["mean"],
+        "error": over_seeds["standard_error"],
+        "iqm": over_seeds["iqm"],
+        "interval": over_seeds["mean_interval"],
+        "untrained": summarize(begins)["mean"],
         "share": None,
         "share_of_rise": None,
         "diverged": sum("diverged" in result for result in found),
     }
-    if len(returns) > 1:
-        summary["error"] = float(np.std(returns, ddof=1) / np.sqrt(len(returns)))
-        drawn = np.random.default_rng(0).choice(returns, (RESAMPLES, len(returns)))
-        summary["interval"] = np.quantile(drawn.mean(axis=1), [0.025, 0.975]).tolist()
     if returns and theirs:
         mean, goal, start = np.mean(returns), np.mean(theirs), summary["untrained"]
         if goal > 0:
@@ -105,10 +103,6 @@ def reached(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, 
 def _returns(results: Sequence[Result]) -> list[float]:
     found = [result.get("final", result["last_100"]) for result in results]
     return [value for value in found if value is not None]
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return float(np.mean(values)) if values else None
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from tether.learning.alarms import Alarm, Drift, Outside, ProxyWithoutTruth
 from tether.learning.reports.plots import COLOURS, step_label
 from tether.learning.storage.durable import write_json
+from tether.studies.statistics import summarize
 from tether.studies.trials import Result, Trial
 
 ARMS: Final = {
@@ -31,7 +32,6 @@ LITTLE: Final = 0.25
 
 NOT_PAID_A_PROXY: Final = ("true", "begin")
 
-RESAMPLES: Final = 2000
 
 
 def alarms() -> dict[str, Alarm]:
@@ -144,22 +144,10 @@ def rates(grounds: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def interval(scores: Sequence[float]) -> dict[str, Any]:
-    """Mean over seeds, its 95 % percentile bootstrap interval, and every seed's score.
-
-    To be replaced by the stratified bootstrap that all studies share.
-    """
-    if not scores:
-        return {"mean": None, "low": None, "high": None, "seeds": []}
-    values = np.array(scores, float)
-    rng = np.random.default_rng(0)
-    means = rng.choice(values, (RESAMPLES, len(values))).mean(axis=1)
-    low, high = np.percentile(means, (2.5, 97.5))
-    return {
-        "mean": float(values.mean()),
-        "low": float(low),
-        "high": float(high),
-        "seeds": values.tolist(),
-    }
+    """Mean over seeds, its 95 % bootstrap interval, and every seed's score."""
+    over_seeds = summarize(scores)
+    low, high = over_seeds["mean_interval"] or (over_seeds["mean"], over_seeds["mean"])
+    return {"mean": over_seeds["mean"], "low": low, "high": high, "seeds": list(scores)}
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
