@@ -161,7 +161,9 @@ def _copied(array: Array) -> Array:
 
 
 def _kept(step: Step) -> Step:
-    arrays = {k: _copied(v) for k, v in step._asdict().items() if isinstance(v, np.ndarray)}
+    arrays: dict[str, Any] = {
+        k: _copied(v) for k, v in step._asdict().items() if isinstance(v, np.ndarray)
+    }
     return step._replace(**arrays)
 
 

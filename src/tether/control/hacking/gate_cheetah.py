@@ -46,20 +46,22 @@ class GateCheetah(HalfCheetahEnv):
         self.gate_distance = float(gate_distance)
         super().__init__(**kwargs)
         EzPickle.__init__(self, reward, gate_distance, **kwargs)
-        size = self.observation_space.shape[0] + 2
-        self.observation_space = Box(-np.inf, np.inf, (size,), np.float64)
+        cheetah: Any = self.observation_space
+        self.observation_space = Box(-np.inf, np.inf, (cheetah.shape[0] + 2,), np.float64)
 
     def reset_model(self) -> np.ndarray:
         """Begins at the gate at 0, give or take 0.1 m."""
-        observation: np.ndarray = super().reset_model()
+        observation: np.ndarray = super().reset_model()  # type: ignore[no-untyped-call]
         self._furthest = self._gate()
         self._passages = self._new = 0.0
         return observation
 
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(  # type: ignore[override]
+        self, action: Any
+    ) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """One step of HalfCheetah, paid by the gates passed."""
         before, gate = float(self.data.qpos[0]), self._gate()
-        observation, _, terminated, truncated, info = super().step(action)
+        observation, _, terminated, truncated, info = super().step(action)  # type: ignore[no-untyped-call]
         now = self._gate()
         passed = max(0.0, now - gate)
         new = max(0.0, now - self._furthest)
@@ -77,5 +79,5 @@ class GateCheetah(HalfCheetahEnv):
 
     def _get_obs(self) -> np.ndarray:
         phase = 2 * math.pi * float(self.data.qpos[0]) / self.gate_distance
-        observation: np.ndarray = super()._get_obs()
+        observation: np.ndarray = super()._get_obs()  # type: ignore[no-untyped-call]
         return np.append(observation, (math.sin(phase), math.cos(phase)))

@@ -53,15 +53,17 @@ class SleepingWalker(Walker2dEnv):
 
     def reset_model(self) -> np.ndarray:
         """Begins upright at x = 0, as Walker2d does."""
-        observation: np.ndarray = super().reset_model()
+        observation: np.ndarray = super().reset_model()  # type: ignore[no-untyped-call]
         self._furthest = float(self.data.qpos[0])
         self._steps = self._advances = 0.0
         return observation
 
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(  # type: ignore[override]
+        self, action: Any
+    ) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """One step of Walker2d, paid by survival."""
         before = float(self.data.qpos[0])
-        observation, _, terminated, truncated, info = super().step(action)
+        observation, _, terminated, truncated, info = super().step(action)  # type: ignore[no-untyped-call]
         now = float(self.data.qpos[0])
         effort = float(self.effort_cost * np.sum(np.square(np.asarray(action, np.float32))))
         advanced = now - self._furthest >= STRIDE
