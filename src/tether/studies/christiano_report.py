@@ -56,8 +56,8 @@ def score(found: Sequence[Result], true: Sequence[Result]) -> dict[str, Any]:
         ``returns``, one for each seed; ``mean``, its standard ``error`` and 95 % bootstrap
         ``interval``, the interquartile mean ``iqm``; ``untrained``, the return with which training
         begins; and of the true reward's mean return ``share`` (which says nothing where that is
-        negative) and ``share_of_rise``, (mean - untrained) / (true - untrained). What diverged counts
-        with the end of its curve.
+        negative) and ``share_of_rise``, (mean - untrained) / (true - untrained). What
+        diverged counts with the end of its curve.
     """
     returns, theirs = _returns(found), _returns(true)
     begins = [r["curve"][0][1] for r in (*found, *true) if r["curve"]]

@@ -33,7 +33,6 @@ LITTLE: Final = 0.25
 NOT_PAID_A_PROXY: Final = ("true", "begin")
 
 
-
 def alarms() -> dict[str, Alarm]:
     """The alarms, fresh, with the bounds that were found on the development seeds."""
     statistics = ("episode/repetition", "episode/blindness")
