@@ -126,13 +126,13 @@ def test_a_state_continues_bit_for_bit_in_a_fresh_object(source):
         current = env.step(action).observation
     current, state = current.copy(), env.state()
     assert state["actions"].dtype == env.action_space.dtype
-    followed = [[part.copy() for part in env.step(action)] for action in actions[25:]]
+    followed = [[part.copy() for part in env.step(action)[:6]] for action in actions[25:]]
     for resumed in (env, fresh):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert resumed.restore(state).tobytes() == current.tobytes()
         for action, expected in zip(actions[25:], followed, strict=True):
-            for got, part in zip(resumed.step(action), expected, strict=True):
+            for got, part in zip(resumed.step(action)[:6], expected, strict=True):
                 assert got.tobytes() == part.tobytes()
 
 

@@ -192,13 +192,13 @@ def test_a_state_continues_bit_for_bit_in_a_fresh_object(env_id):
     for action in actions[:33]:
         current = env.step(action).observation
     current, state = current.copy(), env.state()
-    followed = [[part.copy() for part in env.step(action)] for action in actions[33:]]
+    followed = [[part.copy() for part in env.step(action)[:6]] for action in actions[33:]]
     assert any((step[2] | step[3]).any() for step in followed)
     fresh.reset(99)
     for resumed in (env, fresh):
         assert resumed.restore(state).tobytes() == current.tobytes()
         for action, expected in zip(actions[33:], followed, strict=True):
-            for got, part in zip(resumed.step(action), expected, strict=True):
+            for got, part in zip(resumed.step(action)[:6], expected, strict=True):
                 assert got.tobytes() == part.tobytes()
     fresh.close()
 
