@@ -13,6 +13,8 @@ Source:
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -26,6 +28,7 @@ from tether.language.judge.backends import Backend
 from tether.language.judge.judges import Judge
 from tether.language.judge.labelling import Pair, label
 from tether.language.judge.opening import JudgeSettings, open_backend, open_settings
+from tether.language.judge.questions import FIELDS, open_attribute
 from tether.language.models.files import SMOLLM2
 from tether.language.reviews.prompts import load_reviews
 from tether.learning.config import Config
@@ -138,6 +141,8 @@ def run(config: LabellerConfig, out: Path) -> dict[str, Any]:
 def _trial(config: LabellerConfig, name: str, part: str, pairs: int) -> Trial:
     settings = {
         "model": config.model,
+        # Other questions are another trial.
+        "questions": _questions(),
         "style": STYLES[name].settings,
         "part": part,
         "pairs": pairs,
@@ -145,6 +150,14 @@ def _trial(config: LabellerConfig, name: str, part: str, pairs: int) -> Trial:
         "seed": config.seed,
     }
     return Trial(f"{name}-{part}", ask, settings)
+
+
+def _questions() -> str:
+    """A digest of what judges are asked; temperatures change nothing that they say."""
+    asked = open_attribute("positive").dump()
+    for mode in FIELDS:
+        asked[mode].pop("temperature")
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def ask(settings: Mapping[str, Any], place: Path) -> Result:

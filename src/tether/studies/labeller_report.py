@@ -171,11 +171,11 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
         value, colour = row["agreement"], colours[row["mode"]]
         left.plot([low, high], [place, place], color=colour, lw=1.6)
         left.plot(value, place, "o", color=colour, ms=6)
-        left.text(1.02, place, f"{value:.2f}", va="center", fontsize=9)
+        left.text(1.02, place, f"{value:.3f}", va="center", fontsize=9)
     left.set_yticks(range(len(rows)), [row["title"] for row in rows.values()], fontsize=9)
     left.invert_yaxis()
     left.axvline(0.5, color="0.6", lw=0.8, ls=":")
-    left.set_xlim(0.3, 1.0)
+    left.set_xlim(0.2, 1.0)
     left.set_title("agreement with people, held-out pairs, 95 % interval", fontsize=10)
     right.plot([0.5, 1], [0.5, 1], color="0.6", lw=0.8, ls=":")
     for name, colour in zip(_DRAWN, COLOURS, strict=False):
@@ -222,7 +222,8 @@ def show(found: Mapping[str, Any]) -> None:
     for what, values in found["paper"].items():
         for style, value in values.items():
             paper.add_row(what, style, f"{value:.3f}")
-    console = Console(stderr=True)
+    # Where the output is no terminal, eighty columns would fold every cell.
+    console = Console(stderr=True, width=max(Console(stderr=True).width, 110))
     console.print(table)
     console.print("* chosen on other sentences; ECE is the calibration error of the soft labels")
     console.print(paper)

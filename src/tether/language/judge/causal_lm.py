@@ -94,7 +94,7 @@ class CausalLM:
         for batch, shared in _batches(rows, self._prefix, most):
             said = self._read([ids for _, ids in batch], shared, words)
             for (place, ids), row in zip(batch, said, strict=True):
-                self.cost.prompt_tokens += len(ids)
+                self.cost.prompt_tokens += len(ids) - len(shared)
                 if np.isnan(row).any():
                     found[place] = JudgeError(
                         f"the model {self.name} gives probabilities that are not numbers"
