@@ -156,7 +156,8 @@ class GymnasiumVectorEnv:
             final[...] = observation
             shortened = self._never.copy()
             shortened[ended] = self._limits[ended] < NO_LIMIT
-            statistics = {i: episode_statistics(self.id, self._infos[i]) for i in ended}
+            said = {i: episode_statistics(self.id, self._infos[i]) for i in ended}
+            statistics = {i: numbers for i, numbers in said.items() if numbers} or statistics
             for i in ended:
                 self._episodes[i] += 1
                 self._begin(i)

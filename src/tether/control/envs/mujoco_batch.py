@@ -171,7 +171,8 @@ class MujocoVectorEnv:
             final[...] = observation
             shortened = self._ended & (self._limits < self._limit)
             ids = np.flatnonzero(self._ended).astype(np.int32)
-            statistics = {i: self._task.statistics(i) for i in ids.tolist()}
+            said = {i: self._task.statistics(i) for i in ids.tolist()}
+            statistics = {i: numbers for i, numbers in said.items() if numbers} or statistics
             self._begin(ids)
         return Step(
             observation,
