@@ -85,7 +85,12 @@ BUDGETS = {
 }
 """Options that a command is given instead of its own; those of the longest beginning count."""
 
-VALUES = {"judge:positive": "judge:positive@tiny", "smollm2-135m-instruct": "tiny", "HalfCheetah-v5": "Hopper-v5", "0,1,2": "0-0"}
+VALUES = {
+    "judge:positive": "judge:positive@tiny",
+    "smollm2-135m-instruct": "tiny",
+    "HalfCheetah-v5": "Hopper-v5",
+    "0,1,2": "0-0",
+}
 """Words that are replaced: a larger model, longer episodes, several seeds."""
 
 PAIRS = [
