@@ -464,8 +464,8 @@ def test_without_a_reward_it_says_what_fits(tether_, folders):
         assert refused.code == 2
         assert refused.err == (
             "tether: no reward is given; expected --reward with a run of `tether reward`, "
-            "sentiment or lexicon (for film reviews), or module:function (a Python function of "
-            "prompts and completions)\n"
+            "sentiment or lexicon (for film reviews), judge:NAME (a language model that judges), "
+            "or module:function (a Python function of prompts and completions)\n"
         )
     assert RLHFConfig().with_default("movie-reviews").reward == ("sentiment",)
     assert RLHFConfig(reward="lexicon").with_default("movie-reviews").reward == ("lexicon",)
