@@ -53,7 +53,7 @@ def test_evaluating_needs_no_torch_and_no_jax_until_asked() -> None:
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    if name in ("train", "study"):
+    if name in ("train", "study", "prefer"):
         assert cli.main([name, "--help"]) == 0
         told = capsys.readouterr()
         text = told.out + told.err

@@ -128,7 +128,8 @@ class OracleTeacher:
         noise = random.gumbel(size=len(rewards))
         wrong = random.random() < self.mistake
         preference: float | None = None
-        if not (self.skip and max(sums) < self.skip * max(per_share, 0.0)):
+        least = self.skip * per_share
+        if least <= 0 or max(sums) >= least:
             values = np.array([_myopic(reward, self.gamma) for reward in rewards])
             # Dividing the noise keeps beta of any size safe; the order is that of beta G + noise.
             noisy = values if self.beta is None else values + noise / self.beta
