@@ -1,8 +1,16 @@
 """JAX reads its settings once: tether's own must be in place before any test starts it."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 from tether.control import configure_jax
+
+# Many tests, and the commands that they start, compile the same programs.
+COMPILED = Path(__file__).parent.parent / ".pytest_cache" / "compiled"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 configure_jax()
 
