@@ -180,6 +180,8 @@ def test_progress_names_what_is_done(tmp_path, capsys):
     run_trials(squares(2), tmp_path)
     told = capsys.readouterr()
     assert told.out == ""
+    # The first line comes before anything is done, however long that takes.
+    assert told.err.splitlines()[0].startswith("2 trials to do, beginning with square-0;")
     assert "[2/2] square-1" in told.err
 
 

@@ -100,6 +100,10 @@ def run_trials(
     if progress and results and waiting:
         say(f"{len(results)} of {len(trials)} trials were done before")
     report = _Report(len(waiting)) if progress else None
+    if progress and waiting:
+        first = ", ".join(trial.name for trial in waiting[:workers])
+        count = f"{len(waiting)} trials" if len(waiting) > 1 else "1 trial"
+        say(f"{count} to do, beginning with {first}; each is named when it is done")
     if waiting:
         with _executor(folder, min(workers, len(waiting)), cluster) as executor:
             results |= _do_all(waiting, folder.absolute(), executor, report)
