@@ -189,7 +189,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
             list(lines.values()),
             [ARMS[arm] for arm in lines],
             loc="outside lower center",
-            ncols=4,
+            ncols=min(4, len(grounds)),
             frameon=False,
             fontsize=8,
         )
