@@ -27,6 +27,7 @@ from tether.learning.seeds import parse_seeds
 from tether.studies import christiano_report as report
 from tether.studies.command_line import carry_out
 from tether.studies.control_trials import check_envs, training_trial
+from tether.studies.provenance import kind_of, protocol
 from tether.studies.seed_list import SeedList
 from tether.studies.trials import Trial, run_trials
 
@@ -85,24 +86,32 @@ class ChristianoConfig(Config):
         return names
 
 
-def run(config: ChristianoConfig, out: Path, *, workers: int = 2) -> dict[str, Any]:
+def run(
+    config: ChristianoConfig, out: Path, *, workers: int = 2, cluster: str | None = None
+) -> dict[str, Any]:
     """Trains what is left, draws the curves and tabulates them.
 
     Args:
         config: the settings.
         out: the study's folder; trainings that are there already are not done again.
         workers: trainings side by side.
+        cluster: ``local`` or the address of a Ray cluster that does them in their place.
 
     Returns:
         What ``christiano.json`` says.
 
     Raises:
-        UserError: an unknown task or method, or `out` holds a training with other settings.
+        UserError: an unknown task or method, or `out` holds a training with other settings, or
+            the seeds are of two kinds.
     """
+    seeds = parse_seeds(config.seeds)
+    kind_of(seeds)
     chosen = trials(config)
     check_envs((*config.envs, *config.ablated_envs))
-    results = run_trials([trial for _, _, trial in chosen], out, workers=workers)
-    return report.write(out, config.dump(), chosen, results)
+    trainings = [trial for _, _, trial in chosen]
+    results = run_trials(trainings, out, workers=workers, cluster=cluster)
+    said = protocol(seeds, [out / trial.name for trial in trainings])
+    return report.write(out, config.dump(), said, chosen, results)
 
 
 def trials(config: ChristianoConfig) -> Sequence[tuple[str, str, Trial]]:

@@ -23,6 +23,7 @@ TRUE: Final = "true"
 def write(
     out: Path,
     settings: Mapping[str, Any],
+    protocol: Mapping[str, Any],
     trials: Sequence[tuple[str, str, Trial]],
     results: Mapping[str, Result],
 ) -> dict[str, Any]:
@@ -35,6 +36,7 @@ def write(
         for env, variants in cells.items()
     }
     found = {
+        "protocol": dict(protocol),
         "settings": dict(settings),
         "hours_of_training": sum(r.get("seconds", 0.0) for r in results.values()) / 3600,
         "scores": scores,

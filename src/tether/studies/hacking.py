@@ -41,6 +41,7 @@ from tether.learning.seeds import parse_seeds
 from tether.studies import hacking_report as report
 from tether.studies.command_line import carry_out
 from tether.studies.hacking_report import ARMS
+from tether.studies.provenance import kind_of, protocol
 from tether.studies.seed_list import SeedList
 from tether.studies.trials import Result, Trial, run_trials
 
@@ -104,13 +105,23 @@ class HackingConfig(Config):
     """Also films the first seed's policies of proxy and repaired."""
 
 
-def run(config: HackingConfig, out: Path, *, workers: int = 2) -> dict[str, Any]:
+def run(
+    config: HackingConfig, out: Path, *, workers: int = 2, cluster: str | None = None
+) -> dict[str, Any]:
     """Does what is left, writes ``hacking.json`` and ``hacking.png``; returns the former.
+
+    Args:
+        config: the settings.
+        out: the study's folder; trainings that are there already are not done again.
+        workers: trainings side by side.
+        cluster: ``local`` or the address of a Ray cluster that does them in their place.
 
     Raises:
         UserError: an unknown environment, arm or method, or `out` holds a study with other
-            settings.
+            settings, or the seeds are of two kinds.
     """
+    seeds = parse_seeds(config.seeds)
+    kind_of(seeds)
     for name, given, known in (
         ("grounds", config.grounds, GROUNDS),
         ("arms", config.arms, ARMS),
@@ -126,9 +137,10 @@ def run(config: HackingConfig, out: Path, *, workers: int = 2) -> dict[str, Any]
         Trial(f"{ground}-random", random_policy, {"env": GROUNDS[ground].env, "episodes": 64})
         for ground in config.grounds
     ]
-    results = run_trials([*starts, *floors], out, workers=workers)
-    results |= run_trials(others, out, workers=workers)
-    found = report.write(out, config.dump(), [*others, *starts], results)
+    results = run_trials([*starts, *floors], out, workers=workers, cluster=cluster)
+    results |= run_trials(others, out, workers=workers, cluster=cluster)
+    said = protocol(seeds, [out / trial.name for trial in trials])
+    found = report.write(out, config.dump(), said, [*others, *starts], results)
     if config.films:
         films(config, out)
     return found

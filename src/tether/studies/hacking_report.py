@@ -63,7 +63,11 @@ def raised(rows: Sequence[Mapping[str, float | int]]) -> dict[str, int | None]:
 
 
 def write(
-    out: Path, settings: Mapping[str, Any], trials: Sequence[Trial], results: Mapping[str, Result]
+    out: Path,
+    settings: Mapping[str, Any],
+    protocol: Mapping[str, Any],
+    trials: Sequence[Trial],
+    results: Mapping[str, Result],
 ) -> dict[str, Any]:
     """Gathers the trials, writes ``hacking.json`` and ``hacking.png``; returns the former."""
     grounds = {}
@@ -71,6 +75,7 @@ def write(
         mine = [trial for trial in trials if trial.settings["ground"] == ground]
         grounds[ground] = _ground(results[f"{ground}-random"], mine, results)
     found = {
+        "protocol": dict(protocol),
         "settings": dict(settings),
         "hours_of_training": sum(r.get("seconds", 0.0) for r in results.values()) / 3600,
         "grounds": grounds,
