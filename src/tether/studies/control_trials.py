@@ -11,7 +11,7 @@ import numpy as np
 
 from tether.control.envs import make
 from tether.control.envs.vector import make_one
-from tether.control.training import configure, evaluate_run, resume, train
+from tether.control.training import TrainedPolicy, configure, evaluate_run, resume, train
 from tether.errors import NonFiniteError
 from tether.learning.output.metrics import read_metrics
 from tether.studies.trials import Result, Trial
@@ -97,21 +97,7 @@ def learn(settings: Mapping[str, Any], place: Path) -> Result:
     run = place / "run"
     began = time.perf_counter()
     try:
-        if (run / "run.json").exists():
-            trained = resume(run, threads=THREADS, sinks=(), progress=False)
-        else:
-            trained = train(
-                settings["method"],
-                env=settings["env"],
-                preset=settings["preset"],
-                total_steps=settings["total_steps"],
-                seed=settings["seed"],
-                out=run,
-                threads=THREADS,
-                sinks=(),
-                progress=False,
-                **settings["settings"],
-            )
+        trained = train_or_resume(run, settings, preset=settings["preset"])
     except NonFiniteError as error:
         return {"diverged": str(error), **training_curve(run / "metrics.jsonl")}
     evaluation = evaluate_run(run, episodes=settings["episodes"])
@@ -124,21 +110,53 @@ def learn(settings: Mapping[str, Any], place: Path) -> Result:
     }
 
 
+def train_or_resume(run: Path, settings: Mapping[str, Any], **arguments: Any) -> TrainedPolicy:
+    """Trains what a trial's settings say, or goes on with it where it was interrupted.
+
+    Args:
+        run: the run's folder.
+        settings: with method, env, total_steps, seed, and the method's own under settings.
+        **arguments: further ones of :func:`tether.control.training.train`.
+    """
+    quietly: dict[str, Any] = {"threads": THREADS, "sinks": (), "progress": False}
+    if (run / "run.json").exists():
+        return resume(run, **quietly)
+    return train(
+        settings["method"],
+        env=settings["env"],
+        total_steps=settings["total_steps"],
+        seed=settings["seed"],
+        out=run,
+        **quietly,
+        **arguments,
+        **settings["settings"],
+    )
+
+
 def random_policy(settings: Mapping[str, Any], place: Path) -> Result:
     """A trial: mean return of uniformly random actions."""
-    count = int(settings["episodes"])
-    env = make(settings["env"], count)
+    return {"return": float(random_returns(settings["env"], settings["episodes"])[0].mean())}
+
+
+def random_returns(env_id: str, episodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns and true returns, (episodes,) each, of uniformly random actions.
+
+    The latter are zero where the environment reports no true reward.
+    """
+    env = make(env_id, episodes)
     try:
         env.action_space.seed(0)
         env.reset(0)
-        returns, running = np.zeros(count), np.ones(count, bool)
+        totals, running = np.zeros((2, episodes)), np.ones(episodes, bool)
         while running.any():
-            step = env.step(np.stack([env.action_space.sample() for _ in range(count)]))
-            returns += np.where(running, step.reward, 0.0)
+            step = env.step(np.stack([env.action_space.sample() for _ in range(episodes)]))
+            truth = 0.0 if step.true_reward is None else step.true_reward
+            totals[0] += np.where(running, step.reward, 0.0)
+            totals[1] += np.where(running, truth, 0.0)
             running &= ~(step.terminated | step.truncated)
     finally:
         env.close()
-    return {"return": float(returns.mean())}
+    return totals[0], totals[1]
 
 
 def normalize(score: float, floor: float, best: float) -> float:
@@ -153,12 +171,21 @@ def training_curve(metrics: Path) -> Result:
         return {"curve": [], "last_100": None, "last_tenth": None}
     steps = np.array([row["step"] for row in rows], float)
     means = np.array([row["return/mean"] for row in rows], float)
-    kept = np.unique(np.linspace(0, len(rows) - 1, CURVE_POINTS).round().astype(int))
     return {
-        "curve": [[int(steps[i]), round(float(means[i]), 3)] for i in kept],
+        "curve": thinned(rows, "return/mean"),
         "last_100": float(means[-1]),
         "last_tenth": float(means[steps > 0.9 * steps[-1]].mean()),
     }
+
+
+def thinned(rows: Sequence[Mapping[str, Any]], *names: str) -> list[list[float]]:
+    """At most :data:`CURVE_POINTS` of the rows: [step, value of each name]."""
+    if not rows:
+        return []
+    kept = np.unique(np.linspace(0, len(rows) - 1, CURVE_POINTS).round().astype(int))
+    return [
+        [int(rows[i]["step"]), *(round(float(rows[i][name]), 3) for name in names)] for i in kept
+    ]
 
 
 def by_cell(

@@ -22,31 +22,27 @@ Source:
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import numpy as np
 from pydantic import Field
 
 from tether.control.envs import make
 from tether.control.methods import METHODS
-from tether.control.training import configure, evaluate_run, resume, train
+from tether.control.training import configure, evaluate_run
 from tether.errors import NonFiniteError, UserError
 from tether.learning.config import Config
 from tether.learning.output.metrics import read_metrics
 from tether.learning.seeds import parse_seeds
 from tether.studies import hacking_report as report
 from tether.studies.command_line import carry_out
+from tether.studies.control_trials import random_returns, thinned, train_or_resume
 from tether.studies.hacking_report import ARMS
 from tether.studies.provenance import kind_of, protocol
 from tether.studies.seed_list import SeedList
 from tether.studies.trials import Result, Trial, run_trials
-
-POINTS: Final = 100
-"""Points of a curve that are kept."""
 
 
 class Ground(NamedTuple):
@@ -211,26 +207,15 @@ def learn(settings: Mapping[str, Any], place: Path) -> Result:
         has its curve up to there and ``diverged`` with the reason.
     """
     run = place / "run"
-    threads = max(1, (os.cpu_count() or 1) // 2)
     start = settings["start"]
     began = time.perf_counter()
     try:
-        if (run / "run.json").exists():
-            resume(run, threads=threads, sinks=(), progress=False)
-        else:
-            train(
-                settings["method"],
-                env=settings["env"],
-                env_kwargs=settings["env_kwargs"],
-                total_steps=settings["total_steps"],
-                seed=settings["seed"],
-                init_from=None if start is None else place.parent / start / "run",
-                out=run,
-                threads=threads,
-                sinks=(),
-                progress=False,
-                **settings["settings"],
-            )
+        train_or_resume(
+            run,
+            settings,
+            env_kwargs=settings["env_kwargs"],
+            init_from=None if start is None else place.parent / start / "run",
+        )
     except NonFiniteError as error:
         return {"diverged": str(error), **_measured(run)}
     # In the environment as it is meant to be used, whatever was paid in training.
@@ -254,15 +239,8 @@ def learn(settings: Mapping[str, Any], place: Path) -> Result:
 def _measured(run: Path) -> Result:
     rows = read_metrics(run)
     ended = [row for row in rows if "true_return/mean" in row]
-    kept: Any = (
-        np.unique(np.linspace(0, len(ended) - 1, POINTS).round().astype(int)) if ended else []
-    )
-    names = ("return/mean", "true_return/mean")
     return {
-        "curve": [
-            [int(ended[i]["step"]), *(round(float(ended[i][name]), 3) for name in names)]
-            for i in kept
-        ],
+        "curve": thinned(ended, "return/mean", "true_return/mean"),
         "alarms": report.raised(rows),
         "initial_kl": rows[-1].get("policy/initial_kl") if rows else None,
         "steps": int(rows[-1]["step"]) if rows else 0,
@@ -271,20 +249,8 @@ def _measured(run: Path) -> Result:
 
 def random_policy(settings: Mapping[str, Any], place: Path) -> Result:
     """A trial: what uniformly random actions earn and are worth."""
-    count = int(settings["episodes"])
-    env = make(settings["env"], count)
-    try:
-        env.action_space.seed(0)
-        env.reset(0)
-        totals, running = np.zeros((2, count)), np.ones(count, bool)
-        while running.any():
-            step = env.step(np.stack([env.action_space.sample() for _ in range(count)]))
-            assert step.true_reward is not None
-            totals += np.where(running, (step.reward, step.true_reward), 0.0)
-            running &= ~(step.terminated | step.truncated)
-    finally:
-        env.close()
-    return {"proxy": float(totals[0].mean()), "truth": float(totals[1].mean())}
+    proxy, truth = random_returns(settings["env"], settings["episodes"])
+    return {"proxy": float(proxy.mean()), "truth": float(truth.mean())}
 
 
 def films(config: HackingConfig, out: Path) -> list[Path]:
