@@ -6,8 +6,8 @@ import pytest
 from miniature import save_miniature
 
 from tether.cli import main
+from tether.language.evaluation.win_rate import outcomes
 from tether.language.models.from_run import load_language_model, load_reward_model
-from tether.studies.three_steps import win_rate
 from tether.studies.three_steps_report import POLICIES
 
 SIZES = {
@@ -75,7 +75,8 @@ def test_all_four_answer_and_are_judged(model, tmp_path, capsys):
 
 
 def test_win_rate_counts_ties_half():
-    assert win_rate([1.0, 2.0, 3.0, 4.0], [0.0, 2.0, 5.0, 1.0]) == pytest.approx(0.625)
+    won = outcomes([1.0, 2.0, 3.0, 4.0], [0.0, 2.0, 5.0, 1.0])
+    assert won.mean() == pytest.approx(0.625)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,11 +34,9 @@ from tether.language.models.generation import generate
 from tether.language.models.language_model import LanguageModel
 from tether.language.reviews.prompts import gold_scorer
 from tether.learning.seeding import Stream, derived_seed
-from tether.learning.seeds import parse_seeds
 from tether.studies import frontier_report as report
 from tether.studies import sentiment_runs as runs
 from tether.studies.command_line import carry_out
-from tether.studies.provenance import kind_of, protocol
 from tether.studies.sentiment import (
     Measured,
     SentimentConfig,
@@ -90,21 +88,8 @@ def run(
         UserError: `out` holds a study with other settings, or cannot be written, or the seeds are
             of two kinds.
     """
-    seeds = parse_seeds(config.seeds)
-    kind_of(seeds)
-    results: dict[int, dict[str, Result]] = {seed: {} for seed in seeds}
-    # Each of these needs what the one before it made.
-    stages: tuple[Callable[[dict[str, Any]], Sequence[Trial]], ...] = (
-        lambda settings: [Trial("sft", tune, settings)],
-        lambda settings: [Trial("rankings", runs.compare, settings)],
-        lambda settings: [Trial("reward", runs.score, settings)],
-        sweep,
-    )
-    for stage in stages:
-        found = runs.for_each_seed(config, out, stage, workers=workers, cluster=cluster)
-        for seed, own in found.items():
-            results[seed] |= own
-    said = protocol(seeds, runs.trials_in(out, results))
+    stages = (*runs.to_a_reward_model(tune), sweep)
+    said, results = runs.in_stages(config, out, stages, workers=workers, cluster=cluster)
     return report.write(out, config.dump(), said, results)
 
 

@@ -6,13 +6,14 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from tether.language.data.tokens import Prompt, Ranking
 from tether.language.methods.reward import RewardConfig
 from tether.language.methods.rlhf.learner import RLHFConfig
 from tether.language.methods.sft import SFTConfig
-from tether.language.models.from_run import Setup, load_language_model
+from tether.language.models.files import find_folder
+from tether.language.models.from_run import Setup, is_run, load_language_model
 from tether.language.models.language_model import LanguageModel
 from tether.language.reviews.prompts import prefixes
 from tether.language.runs.training import ENGINE
@@ -23,6 +24,7 @@ from tether.learning.output.metrics import read_metrics
 from tether.learning.seeding import Stream, derived_seed
 from tether.learning.seeds import parse_seeds
 from tether.learning.storage.durable import replaced
+from tether.studies.provenance import kind_of, protocol
 from tether.studies.sentiment import (
     SentimentConfig,
     openings,
@@ -31,13 +33,58 @@ from tether.studies.sentiment import (
     sample_rankings,
     write_rankings,
 )
-from tether.studies.trials import Result, Trial, run_trials
+from tether.studies.trials import Result, Trial, TrialFunction, run_trials
+
+Stage: TypeAlias = Callable[[dict[str, Any]], Sequence[Trial]]
+"""From the settings of one seed to its trials, which may read what the seed's earlier stages left
+beside their folders."""
+
+
+def to_a_reward_model(tune: TrialFunction) -> tuple[Stage, ...]:
+    """The stages that every study begins with: a tuned model, rankings, a reward model."""
+    return (
+        lambda settings: [Trial("sft", tune, settings)],
+        lambda settings: [Trial("rankings", compare, settings)],
+        lambda settings: [Trial("reward", score, settings)],
+    )
+
+
+def in_stages(
+    config: SentimentConfig,
+    out: Path,
+    stages: Sequence[Stage],
+    *,
+    workers: int,
+    cluster: str | None,
+) -> tuple[dict[str, Any], dict[int, dict[str, Result]]]:
+    """Carries out the stages of every seed, one stage after the other.
+
+    Returns:
+        The protocol, see :func:`tether.studies.provenance.protocol`, and results by seed and trial.
+
+    Raises:
+        UserError: as :func:`tether.studies.trials.run_trials`, or there is no such model, or the
+            seeds are of two kinds.
+    """
+    seeds = parse_seeds(config.seeds)
+    kind_of(seeds)
+    begun = any((out / folder_of(seed)).exists() for seed in seeds)
+    if not begun and not is_run(config.model):
+        # Before anything is written, and before the user is kept waiting.
+        find_folder(config.model)
+    results: dict[int, dict[str, Result]] = {seed: {} for seed in seeds}
+    for stage in stages:
+        found = for_each_seed(config, out, stage, workers=workers, cluster=cluster)
+        for seed, own in found.items():
+            results[seed] |= own
+    folders = [out / folder_of(seed) / name for seed, own in results.items() for name in own]
+    return protocol(seeds, folders), results
 
 
 def for_each_seed(
     config: SentimentConfig,
     out: Path,
-    parts: Callable[[dict[str, Any]], Sequence[Trial]],
+    parts: Stage,
     *,
     workers: int,
     cluster: str | None,
@@ -47,8 +94,7 @@ def for_each_seed(
     Args:
         config: the study's settings.
         out: its folder.
-        parts: from the settings of one seed to its trials, which may read what the seed's earlier
-            stages left beside their folders.
+        parts: the stage.
         workers: trials side by side.
         cluster: of :func:`tether.studies.trials.run_trials`.
 
@@ -75,11 +121,6 @@ def for_each_seed(
 def folder_of(seed: int) -> str:
     """Where a seed's experiment lies in the study's folder."""
     return f"seed-{seed}"
-
-
-def trials_in(out: Path, results: Mapping[int, Mapping[str, Result]]) -> list[Path]:
-    """The folders of all trials."""
-    return [out / folder_of(seed) / name for seed, own in results.items() for name in own]
 
 
 def tune(config: SentimentConfig, place: Path, *, positive: bool | None) -> LanguageModel:

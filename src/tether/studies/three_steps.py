@@ -14,23 +14,21 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from pydantic import Field
 
+from tether.language.evaluation.win_rate import outcomes
 from tether.language.methods.dpo.losses import DPOConfig
 from tether.language.models.from_run import load_reward_model
 from tether.language.models.language_model import LanguageModel
 from tether.learning.seeding import Stream, derived_seed
-from tether.learning.seeds import parse_seeds
 from tether.studies import sentiment
 from tether.studies import sentiment_runs as runs
 from tether.studies import three_steps_report as report
 from tether.studies.command_line import carry_out
-from tether.studies.provenance import kind_of, protocol
 from tether.studies.sentiment import SentimentConfig, pairs_in
 from tether.studies.three_steps_report import POLICIES
 from tether.studies.trials import Result, Trial
@@ -66,22 +64,12 @@ def run(
         UserError: `out` holds a study with other settings, or cannot be written, or the seeds are
             of two kinds.
     """
-    seeds = parse_seeds(config.seeds)
-    kind_of(seeds)
-    results: dict[int, dict[str, Result]] = {seed: {} for seed in seeds}
-    # Each of these needs what the one before it made.
-    stages: tuple[Callable[[dict[str, Any]], Sequence[Trial]], ...] = (
-        lambda settings: [Trial("sft", tune, settings)],
-        lambda settings: [Trial("rankings", runs.compare, settings)],
-        lambda settings: [Trial("reward", runs.score, settings)],
+    stages: tuple[runs.Stage, ...] = (
+        *runs.to_a_reward_model(tune),
         lambda settings: [Trial("ppo", reinforce, settings), Trial("dpo", prefer, settings)],
         lambda settings: [Trial("judgement", judge, settings)],
     )
-    for stage in stages:
-        found = runs.for_each_seed(config, out, stage, workers=workers, cluster=cluster)
-        for seed, own in found.items():
-            results[seed] |= own
-    said = protocol(seeds, runs.trials_in(out, results))
+    said, results = runs.in_stages(config, out, stages, workers=workers, cluster=cluster)
     return report.write(out, config.dump(), said, results)
 
 
@@ -141,7 +129,7 @@ def judge(settings: Mapping[str, Any], place: Path) -> Result:
     own = measured["sft"]
     return {
         "policies": {
-            name: {**one.summary(), "win_rate": win_rate(one.log_odds, own.log_odds)}
+            name: {**one.summary(), "win_rate": float(outcomes(one.log_odds, own.log_odds).mean())}
             for name, one in measured.items()
         },
         "samples": [
@@ -150,12 +138,6 @@ def judge(settings: Mapping[str, Any], place: Path) -> Result:
             for i in range(SHOWN)
         ],
     }
-
-
-def win_rate(one: Any, other: Any) -> float:
-    """Share of prompts on which `one` scores higher; equal scores count half."""
-    one, other = np.asarray(one), np.asarray(other)
-    return float(np.mean((one > other) + 0.5 * (one == other)))
 
 
 def command(arguments: Sequence[str]) -> None:

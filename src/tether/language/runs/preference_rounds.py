@@ -318,6 +318,11 @@ def _answered(
     store.answer_all(answer for answer in oracle.answers(shown) if answer is not None)
 
 
+def _given(**settings: Any) -> dict[str, Any]:
+    """The settings without those that are left to the method's defaults."""
+    return {name: value for name, value in settings.items() if value is not None}
+
+
 def _learned(
     place: Path, store: Store, setup: Setup, settings: RoundSettings, *, progress: bool
 ) -> Path:
@@ -332,8 +337,6 @@ def _learned(
         for key, value in setup.dump().items()
         if key not in ("data", "split", "limit", "max_length", "max_prompt", "max_completion")
     }
-    sizes = {} if settings.batch_size is None else {"batch_size": settings.batch_size}
-    given = settings.reward_learning_rate
     _trained(
         "reward",
         place / "reward",
@@ -341,11 +344,8 @@ def _learned(
         data=str(pairs),
         epochs=settings.reward_epochs,
         **shared,
-        **sizes,
-        **({} if given is None else {"learning_rate": given}),
+        **_given(batch_size=settings.batch_size, learning_rate=settings.reward_learning_rate),
     )
-    small = {} if settings.batch_size is None else {"minibatch_size": settings.batch_size}
-    rate = settings.learning_rate
     _trained(
         "rlhf",
         place / "policy",
@@ -354,9 +354,11 @@ def _learned(
         total_steps=settings.policy_steps,
         max_new_tokens=settings.max_new_tokens,
         **setup.dump(),
-        **sizes,
-        **small,
-        **({} if rate is None else {"learning_rate": rate}),
+        **_given(
+            batch_size=settings.batch_size,
+            minibatch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+        ),
     )
     return place / "policy"
 
