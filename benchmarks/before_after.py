@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from contenders import ROOT, ContenderError, run, steady
+from contenders import ROOT, ContenderError, run, run_tether
 from language import METHODS, Bench
 from throughput import ENVS
 
@@ -46,10 +46,7 @@ def code_of(checkout: Path) -> dict[str, str]:
 
 def policy_rate(checkout: Path, env: str, steps: int, seed: int) -> float:
     """Environment steps per second after the first iteration."""
-    command = [sys.executable, "-m", "tether", "train", "ppo", "--env", env, "--preset", "paper"]
-    command += ["--total-steps", str(steps), "--seed", str(seed), "--out", "run"]
-    result = steady(run([*command, "--json", "--quiet"], environment=code_of(checkout)))
-    return float(result["rate"])
+    return float(run_tether(env, steps, seed, code_of(checkout))["rate"])
 
 
 def language_rate(checkout: Path, bench: Bench, method: str, seed: int) -> float:

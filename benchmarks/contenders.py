@@ -146,13 +146,17 @@ def steady(result: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def run_tether(env: str, steps: int, seed: int) -> dict[str, Any]:
-    """tether's PPO at the paper's settings, through its command line."""
+def run_tether(
+    env: str, steps: int, seed: int, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """tether's PPO at the paper's settings, through its command line; `environment` as in `run`."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         command = [sys.executable, "-m", "tether", "train", "ppo", "--env", env]
         command += ["--preset", "paper", "--total-steps", str(steps), "--seed", str(seed)]
-        result = steady(run([*command, "--out", str(out), "--json", "--quiet"]))
+        result = steady(
+            run([*command, "--out", str(out), "--json", "--quiet"], environment=environment)
+        )
         result["settings"] = json.loads((out / "run.json").read_text())["config"]
     del result["run"]
     # tether gives the physics every core up to 8 unless told otherwise.

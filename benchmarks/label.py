@@ -11,7 +11,6 @@ stays on the loopback.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import http.client
 import json
@@ -19,17 +18,15 @@ import random
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from store import fill, load, opened
+from store import arguments, fill, kept_besides, load, of_kills, opened, show
 
 CLAIMED = 8
 
@@ -107,18 +104,9 @@ def kill(place: str, store: Any, *, times: int, seed: int = 0, threads: int = 4)
             process.kill()
             for worker in workers:
                 worker.join()
-        kept = [answer.uuid for _, answer in store.answers(before)]
-        assert len(set(kept)) == len(kept), "an answer is there twice"
-        lost = set(acknowledged) - set(kept)
-        assert not lost, f"{len(lost)} acknowledged answers are lost"
         total += len(acknowledged)
-        unacknowledged += len(kept) - len(acknowledged)
-    return {
-        "kills": times,
-        "acknowledged": total,
-        "lost": 0,
-        "kept_without_acknowledgement": unacknowledged,
-    }
+        unacknowledged += kept_besides(store, before, acknowledged)
+    return of_kills(times, total, unacknowledged)
 
 
 def answer_until_it_ends(url: str, queries: list[str], acknowledged: list[str], n: int) -> None:
@@ -135,40 +123,25 @@ def answer_until_it_ends(url: str, queries: list[str], acknowledged: list[str], 
         turn += 1
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--store", help="a file that does not exist, or a postgresql:// URL of an empty database")
-    add("--annotators", type=int, default=8, help="processes (default: 8)")
-    add("--answers", type=int, default=10_000, help="of each (default: 10,000)")
-    add("--kills", type=int, default=50, help="of the server (default: 50)")
-    add("--out", type=Path, help="a JSON file for the figures")
-    return parser.parse_args()
-
-
 def main() -> None:
-    args = parse()
-    with tempfile.TemporaryDirectory() as folder:
-        for place, store in opened(args.store or str(Path(folder) / "labels.sqlite")):
-            figures: dict[str, Any] = {"store": store.name if args.store else "SQLite"}
-            if args.annotators and args.answers:
-                with served(place) as (_, url):
-                    figures["load"] = load(
-                        url,
-                        store,
-                        annotators=args.annotators,
-                        answers=args.answers,
-                        at_once=CLAIMED,
-                        connect=Browser,
-                    )
-                print(json.dumps(figures["load"]), file=sys.stderr)
-            if args.kills:
-                figures["kill"] = kill(place, store, times=args.kills)
-                print(json.dumps(figures["kill"]), file=sys.stderr)
-    text = json.dumps(figures, indent=1)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n", encoding="utf-8")
+    args = arguments(__doc__.splitlines()[0], "the server").parse_args()
+    for place, store in opened(args.store):
+        figures: dict[str, Any] = {"store": store.name if args.store else "SQLite"}
+        if args.annotators and args.answers:
+            with served(place) as (_, url):
+                figures["load"] = load(
+                    url,
+                    store,
+                    annotators=args.annotators,
+                    answers=args.answers,
+                    at_once=CLAIMED,
+                    connect=Browser,
+                )
+            print(json.dumps(figures["load"]), file=sys.stderr)
+        if args.kills:
+            figures["kill"] = kill(place, store, times=args.kills)
+            print(json.dumps(figures["kill"]), file=sys.stderr)
+    show(figures, args.out)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -192,30 +192,51 @@ def kill(
             os.kill(process.pid, signal.SIGKILL)
             process.join()
             acknowledged = file.read_text().split()
-        kept = [answer.uuid for _, answer in store.answers(before)]
-        assert len(set(kept)) == len(kept), "an answer is there twice"
-        lost = set(acknowledged) - set(kept)
-        assert not lost, f"{len(lost)} acknowledged answers are lost"
         total += len(acknowledged)
-        unacknowledged += len(kept) - len(acknowledged)
+        unacknowledged += kept_besides(store, before, acknowledged)
+    return of_kills(times, total, unacknowledged)
+
+
+def kept_besides(store: Store, before: int, acknowledged: Sequence[str]) -> int:
+    """How many answers since `before` were kept and not acknowledged; none may be lost or doubled.
+
+    Raises:
+        AssertionError: one is.
+    """
+    kept = [answer.uuid for _, answer in store.answers(before)]
+    assert len(set(kept)) == len(kept), "an answer is there twice"
+    lost = set(acknowledged) - set(kept)
+    assert not lost, f"{len(lost)} acknowledged answers are lost"
+    return len(kept) - len(acknowledged)
+
+
+def of_kills(times: int, acknowledged: int, unacknowledged: int) -> dict[str, int]:
     return {
         "kills": times,
-        "acknowledged": total,
+        "acknowledged": acknowledged,
         "lost": 0,
         "kept_without_acknowledgement": unacknowledged,
     }
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def arguments(description: str, killed: str) -> argparse.ArgumentParser:
+    """The options that the benchmarks of answers share; `killed` names what --kills ends."""
+    parser = argparse.ArgumentParser(description=description)
     add = parser.add_argument
     add("--store", help="a file that does not exist, or a postgresql:// URL of an empty database")
     add("--annotators", type=int, default=8, help="processes (default: 8)")
     add("--answers", type=int, default=10_000, help="of each (default: 10,000)")
-    add("--at-once", type=int, default=10, help="queries claimed at a time (default: 10)")
-    add("--kills", type=int, default=50, help="of a writing process (default: 50)")
+    add("--kills", type=int, default=50, help=f"of {killed} (default: 50)")
     add("--out", type=Path, help="a JSON file for the figures")
-    return parser.parse_args()
+    return parser
+
+
+def show(figures: Mapping[str, Any], out: Path | None) -> None:
+    """Prints the figures, and writes them to `out`."""
+    text = json.dumps(figures, indent=1)
+    print(text)
+    if out:
+        out.write_text(text + "\n", encoding="utf-8")
 
 
 def opened(location: str | None) -> Iterator[tuple[str, Store]]:
@@ -226,7 +247,10 @@ def opened(location: str | None) -> Iterator[tuple[str, Store]]:
 
 
 def main() -> None:
-    args = parse()
+    parser = arguments(__doc__.splitlines()[0], "a writing process")
+    add = parser.add_argument
+    add("--at-once", type=int, default=10, help="queries claimed at a time (default: 10)")
+    args = parser.parse_args()
     for place, store in opened(args.store):
         figures: dict[str, Any] = {"store": store.name if args.store else "SQLite"}
         if args.annotators and args.answers:
@@ -241,10 +265,7 @@ def main() -> None:
         if args.kills:
             figures["kill"] = kill(place, store, times=args.kills)
             print(json.dumps(figures["kill"]), file=sys.stderr)
-    text = json.dumps(figures, indent=1)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n", encoding="utf-8")
+    show(figures, args.out)
 
 
 if __name__ == "__main__":
