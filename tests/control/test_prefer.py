@@ -201,7 +201,7 @@ def test_a_task_goes_on_where_it_would_have_ended() -> None:
 def test_segments_hold_what_draws_and_what_pays_them() -> None:
     learner = learner_of(env="InvertedPendulum-v5")
     iterated(learner, 2)
-    for query, items in learner._choose(8):
+    for query, items in learner.asker.queries(8, learner.steps):
         assert query.items == tuple(item.id for item in items)
         assert query.source == "random-policy"
         for item in items:

@@ -25,12 +25,12 @@ from tether.control.envs.vector import EnvLike
 from tether.control.learner import OnPolicyLearner
 from tether.control.policy import Policy, PolicySpec
 from tether.control.policy_learner import check_finite
+from tether.control.preferences.asking import Asker
 from tether.control.preferences.comparisons import Compared, Comparisons
 from tether.control.preferences.config import PreferConfig, on_policy_method
-from tether.control.preferences.history import History, Window
+from tether.control.preferences.history import History
 from tether.control.preferences.inputs import RewardInputs
 from tether.control.preferences.people import LOOK_EVERY, Keeper, People
-from tether.control.preferences.queries import SELECTIONS, distinct
 from tether.control.preferences.reward_model import RewardModel
 from tether.control.preferences.schedule import Schedule
 from tether.control.preferences.segments import Cutter, segment_length
@@ -54,10 +54,7 @@ from tether.learning.seeding import Stream, generator
 from tether.learning.signals import stop_requested
 from tether.preferences.items import Segment
 from tether.preferences.oracle import OracleTeacher
-from tether.preferences.records import Answer, Query
-
-RANDOM_POLICY = "random-policy"
-"""What queries about the untrained policy name as their source."""
+from tether.preferences.records import Answer
 
 
 class Prefer:
@@ -137,10 +134,18 @@ class Prefer:
             expected=config.labels,
         )
         self.history = History()
-        self._cutter = Cutter(env, env_kwargs or {})
-        self._rng = generator(seed, Stream.QUERIES)
+        self.asker = Asker(
+            config,
+            env.id,
+            self._length,
+            cutter=Cutter(env, env_kwargs or {}),
+            history=self.history,
+            inputs=self._inputs,
+            model=self.model,
+            data=self.data,
+            rng=generator(seed, Stream.QUERIES),
+        )
         self._fitting = generator(seed, Stream.REWARD_FITTING)
-        self._asked = 0
         self._cursor = 0
         self._fits = 0
         self._fitted: Metrics = {}
@@ -210,9 +215,8 @@ class Prefer:
                 "model": self.model.state(),
                 "data": self.data.state(),
                 "history": self.history.state(),
-                "rng": dict(self._rng.bit_generator.state),
+                **self.asker.state(),
                 "fitting_rng": dict(self._fitting.bit_generator.state),
-                "asked": self._asked,
                 "cursor": self._people.cursor if self._people is not None else self._cursor,
                 "fits": self._fits,
                 "fitted": dict(self._fitted),
@@ -227,9 +231,8 @@ class Prefer:
         self.model.restore(own["model"])
         self.data.restore(own["data"])
         self.history.restore(own["history"])
-        self._rng.bit_generator.state = own["rng"]
+        self.asker.restore(own)
         self._fitting.bit_generator.state = own["fitting_rng"]
-        self._asked = int(own["asked"])
         self._cursor = int(own["cursor"])
         self._fits = int(own["fits"])
         self._fitted = dict(own["fitted"])
@@ -237,7 +240,7 @@ class Prefer:
     def open_store(self, run: RunView) -> None:
         """Opens the run's store where the settings need one."""
         if self._teacher == HUMAN:
-            self._cutter.origin = run.path.name
+            self.asker.cutter.origin = run.path.name
             self._people = People(run.path, self.config.labels)
             self._people.cursor = self._cursor
         elif self.config.store:
@@ -326,7 +329,7 @@ class Prefer:
             if not len(self.data):
                 self._take(self._teacher.recorded[: self.config.labels])
             return
-        queries = self._choose(count)
+        queries = self.asker.queries(count, self.steps)
         if isinstance(self._teacher, OracleTeacher):
             self._teacher.reward_per_step = float(self.history.reward.mean())
         answers = self._teacher.answers(queries)
@@ -352,7 +355,7 @@ class Prefer:
         wanted = min(self.config.labels, due + self.config.queue) - len(self.data)
         missing = wanted - people.open() if wanted > 0 else 0
         if missing > 0:
-            people.ask(self._choose(missing))
+            people.ask(self.asker.queries(missing, self.steps))
 
     def _take(self, answered: Sequence[tuple[Answer, Sequence[Segment]]]) -> None:
         """Adds answers that say something to the data."""
@@ -373,62 +376,6 @@ class Prefer:
             )
         self.data.extend(compared)
 
-    def _choose(self, count: int) -> list[tuple[Query, list[Segment]]]:
-        """New queries by the rule that is set; by chance, as long as there is no reward model."""
-        config = self.config
-        untrained = self.model.fits == 0
-        rule = "uniform" if untrained else config.queries
-        source = RANDOM_POLICY if untrained else rule
-        windows = self.history.windows(self._length)
-        if len(windows) < config.items:
-            raise UserError(
-                f"the episodes of {self.env.id} have given {len(windows)} segments so far; "
-                f"expected at least {config.items}; give a larger random_steps or a smaller "
-                "segment_steps"
-            )
-        candidates = count if rule == "uniform" else count * config.candidates
-        drawn = distinct(self._rng, len(windows), candidates, config.items)
-        if rule != "uniform":
-            inputs, mask = self._candidate_inputs(windows[drawn])
-            chosen = SELECTIONS[rule](
-                count,
-                self.model.sums(inputs, mask),
-                self._features(inputs, mask),
-                self._features(self.data.inputs, self.data.mask),
-            )
-            drawn = drawn[chosen]
-        queries = []
-        for row in drawn:
-            items = [self._cutter.cut(self.history, Window(*map(int, windows[i]))) for i in row]
-            ids = tuple(item.id for item in items)
-            if len(set(ids)) < len(ids):
-                continue  # two segments of equal content say nothing about each other
-            query = Query(items=ids, source=source, step=self.steps, nonce=str(self._asked))
-            queries.append((query, items))
-            self._asked += 1
-        return queries
-
-    def _candidate_inputs(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The reward model's inputs of candidates (Q, K, 3): (Q, K, L, D), and their mask."""
-        shape = (*windows.shape[:2], *self.data.inputs.shape[2:])
-        inputs, mask = np.zeros(shape, np.float32), np.zeros(shape[:3], bool)
-        for q, row in enumerate(windows):
-            for k, (start, n, length) in enumerate(row):
-                rows = slice(start, start + length)
-                found = self._inputs.of_segment(
-                    self.history.observation[rows, n], self.history.action[rows, n]
-                )
-                inputs[q, k, : len(found)], mask[q, k, : len(found)] = found, True
-        return inputs, mask
-
-    def _features(self, inputs: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Where queries lie, (Q, K D): the mean inputs of their segments, in units of spread."""
-        moments = self.model.input_moments
-        count = np.maximum(mask.sum(axis=-1, keepdims=True), 1)
-        mean = np.where(mask[..., None], inputs, 0.0).sum(axis=-2) / count
-        scaled = (mean - moments.mean) / np.sqrt(moments.variance + 1e-8)
-        return np.asarray(scaled.reshape(len(inputs), -1))
-
     def _fit(self) -> None:
         first = self.model.fits == 0
         # What followed the last step of an episode is not in the history.
@@ -445,7 +392,7 @@ class Prefer:
     def _metrics(self, inner: Metrics) -> Metrics:
         own: Metrics = {
             "labels/count": len(self.data),
-            "labels/asked": self._asked,
+            "labels/asked": self.asker.asked,
             "labels/due": self.schedule.due(self.steps),
             **self._fitted,
             **self._measured,
