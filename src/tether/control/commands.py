@@ -53,7 +53,7 @@ class TrainOptions:
     """A checkpoint is saved whenever training passes a multiple of this many steps, and every
     minute in any case."""
     alarms: tuple[str, ...] = ()
-    """Signs of reward hacking to watch for, each told once on stderr and written as a metric:
+    """Signs of reward hacking to watch for, each reported once on stderr and written as a metric:
     METRIC>NUMBER, METRIC<NUMBER, drift:METRIC or proxy-without-truth."""
     sinks: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     """Where metrics are written besides metrics.jsonl."""

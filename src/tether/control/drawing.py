@@ -68,7 +68,7 @@ def drawn_environment(env: str, env_kwargs: dict[str, Any]) -> gym.Env[Any, Any]
     """
     try:
         with warnings.catch_warnings():
-            # What Gymnasium warns of here is either no obstacle or told in one line below.
+            # What Gymnasium warns of here is either no obstacle or reported in one line below.
             warnings.filterwarnings("ignore", ".*render_mode")
             return make_one(env, render_mode="rgb_array", **env_kwargs)
     except BadEnvironmentError as error:

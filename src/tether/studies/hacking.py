@@ -88,7 +88,7 @@ class HackingConfig(Config):
     """The environments: boat-race, covered-sensor, gate-cheetah, sleeping-walker."""
     arms: tuple[str, ...] = tuple(ARMS)
     """What is trained in each: proxy, clip, true, repaired, start, kl, budget, honest. A hacked
-    training can be told only beside true."""
+    training can be recognized only beside true."""
     method: str = "ppo"
     """The method, at its default settings; any that collects rollouts."""
     seeds: SeedList = "0-9"
