@@ -99,13 +99,13 @@ def run_trials(
             results[trial.name] = done
     if progress and results and waiting:
         say(f"{len(results)} of {len(trials)} trials were done before")
-    report = _Report(len(waiting)) if progress else None
-    if progress and waiting:
-        first = ", ".join(trial.name for trial in waiting[:workers])
-        count = f"{len(waiting)} trials" if len(waiting) > 1 else "1 trial"
-        say(f"{count} to do, beginning with {first}; each is named when it is done")
     if waiting:
         with _executor(folder, min(workers, len(waiting)), cluster) as executor:
+            if progress:
+                first = ", ".join(trial.name for trial in waiting[:workers])
+                count = f"{len(waiting)} trials" if len(waiting) > 1 else "1 trial"
+                say(f"{count} to do, beginning with {first}; each is named when it is done")
+            report = _Report(len(waiting)) if progress else None
             results |= _do_all(waiting, folder.absolute(), executor, report)
     return {trial.name: results[trial.name] for trial in trials}
 
