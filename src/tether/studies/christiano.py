@@ -5,10 +5,6 @@
         evaluate the last policy in whole episodes, by the true reward
     and on some tasks, with 700 labels, leave out one part of the method at a time
 
-Everything else is the same: the task (which goes on where it would have ended an episode, and has
-no cost of torques), the on-policy method and its settings, the steps, the untrained policy's first
-steps.
-
 Source:
     Christiano et al., "Deep reinforcement learning from human preferences" (2017), sections 3.1.1
     and 3.3, figures 2 and 5.
@@ -16,20 +12,22 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import Field, PositiveInt, field_validator
 
-from tether.learning.config import Config
-from tether.learning.seeds import parse_seeds
-from tether.studies import christiano_report as report
+from tether.studies import comparison_report as report
 from tether.studies.command_line import carry_out
-from tether.studies.control_trials import check_envs, training_trial
-from tether.studies.provenance import kind_of, protocol
-from tether.studies.seed_list import SeedList
-from tether.studies.trials import Trial, run_trials
+from tether.studies.comparison_trials import (
+    TRUE,
+    ComparisonConfig,
+    Training,
+    Variant,
+    carried_out,
+    trainings,
+)
 
 TASKS: Final = (
     "HalfCheetah-v5",
@@ -53,7 +51,7 @@ ABLATIONS: Final[dict[str, dict[str, Any]]] = {
 out; here queries are uniform, and disagreement is the change."""
 
 
-class ChristianoConfig(Config):
+class ChristianoConfig(ComparisonConfig):
     """Settings of the study; fewer tasks, labels or seeds are a part of the whole, and kept."""
 
     envs: tuple[str, ...] = Field(default=TASKS, min_length=1)
@@ -66,16 +64,6 @@ class ChristianoConfig(Config):
     """Tasks of the ablations."""
     ablated_labels: int = Field(default=700, ge=1)
     """Labels of the ablations."""
-    method: str = "ppo"
-    """The on-policy method."""
-    preset: str = "default"
-    """The preset of learning from comparisons: default or paper."""
-    seeds: SeedList = "0-4"
-    """Seeds of the trainings, such as 0-4 or 0,3,7."""
-    steps: int = Field(default=1_000_000, ge=1)
-    """Environment steps of each training."""
-    episodes: int = Field(default=20, ge=1)
-    """Evaluation episodes of each last policy."""
 
     @field_validator("ablations")
     @classmethod
@@ -104,48 +92,57 @@ def run(
         UserError: an unknown task or method, or `out` holds a training with other settings, or
             the seeds are of two kinds.
     """
-    seeds = parse_seeds(config.seeds)
-    kind_of(seeds)
     chosen = trials(config)
-    check_envs((*config.envs, *config.ablated_envs))
-    trainings = [trial for _, _, trial in chosen]
-    results = run_trials(trainings, out, workers=workers, cluster=cluster)
-    said = protocol(seeds, [out / trial.name for trial in trainings])
-    return report.write(out, config.dump(), said, chosen, results)
+    protocol, results = carried_out(config, chosen, out, workers=workers, cluster=cluster)
+    found = report.gather(config.dump(), protocol, chosen, results)
+    found["reached"] = reached(found["scores"])
+    curves = {TRUE: "true reward", **{str(n): f"{n:,} labels" for n in config.labels}}
+    return report.write(out / "christiano.json", found, config.envs, curves)
 
 
-def trials(config: ChristianoConfig) -> Sequence[tuple[str, str, Trial]]:
+def trials(config: ChristianoConfig) -> list[Training]:
     """Every training with its variant and task, seed by seed."""
-    variants: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
-        report.TRUE: (config.envs, {"learn_from": "reward"}),
-        **{str(count): (config.envs, {"labels": count}) for count in config.labels},
-    }
-    for name in config.ablations:
-        variants[name] = (
-            config.ablated_envs,
-            {"labels": config.ablated_labels, **ABLATIONS[name]},
+    return trainings(
+        config,
+        {
+            TRUE: Variant(config.envs, {"learn_from": "reward"}),
+            **{str(count): Variant(config.envs, {"labels": count}) for count in config.labels},
+            **{
+                name: Variant(
+                    config.ablated_envs, {"labels": config.ablated_labels, **ABLATIONS[name]}
+                )
+                for name in config.ablations
+            },
+        },
+    )
+
+
+def reached(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, int]]:
+    """For each number of labels, on how many tasks the share of the return is 0.9 and 0.95.
+
+    Where the true reward's return is negative the share of the rise stands in for it.
+    """
+    counts: dict[str, dict[str, int]] = {}
+    for variants in scores.values():
+        for variant, cell in variants.items():
+            if not variant.isdecimal():
+                continue
+            share = cell["share"] if cell["share"] is not None else cell["share_of_rise"]
+            count = counts.setdefault(variant, {"tasks": 0, "0.9": 0, "0.95": 0})
+            count["tasks"] += 1
+            for goal in ("0.9", "0.95"):
+                count[goal] += share is not None and share >= float(goal)
+    return counts
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """The table on stderr, and on how many tasks how much was reached."""
+    report.show(found, lambda variant: f"{variant} labels" if variant.isdecimal() else variant)
+    for labels, count in found["reached"].items():
+        report.say_on_console(
+            f"{labels} labels: at least 90 % on {count['0.9']} of {count['tasks']} tasks, at least "
+            f"95 % on {count['0.95']}."
         )
-    return [
-        (
-            variant,
-            env,
-            training_trial(
-                f"{variant}-{env}-{seed}",
-                "prefer",
-                env,
-                seed,
-                steps=config.steps,
-                episodes=config.episodes,
-                preset=config.preset,
-                policy_method=config.method,
-                torque_cost=False,
-                **settings,
-            ),
-        )
-        for seed in parse_seeds(config.seeds)
-        for variant, (envs, settings) in variants.items()
-        for env in envs
-    ]
 
 
 def command(arguments: Sequence[str]) -> None:
@@ -155,7 +152,7 @@ def command(arguments: Sequence[str]) -> None:
         "Learn from comparisons, against the true reward (Christiano et al. 2017, figure 2).",
         ChristianoConfig,
         run,
-        report.show,
+        show,
         arguments,
         workers="Trainings side by side.",
     )

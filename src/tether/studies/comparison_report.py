@@ -1,53 +1,61 @@
-"""What the study of learning from comparisons found: curves, a table, and one file with all."""
+"""What a study of learning from comparisons found: curves, a table, and one file with all."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from tether.learning.reports.plots import COLOURS, step_label
 from tether.learning.storage.durable import write_json
+from tether.studies.comparison_trials import TRUE, Training
 from tether.studies.figure3_plots import on_one_grid
 from tether.studies.figure3_report import number
 from tether.studies.statistics import summarize
-from tether.studies.trials import Result, Trial
-
-TRUE: Final = "true"
-"""The variant that learns from the true reward."""
+from tether.studies.trials import Result
 
 
-def write(
-    out: Path,
+def gather(
     settings: Mapping[str, Any],
     protocol: Mapping[str, Any],
-    trials: Sequence[tuple[str, str, Trial]],
+    chosen: Sequence[Training],
     results: Mapping[str, Result],
 ) -> dict[str, Any]:
-    """Gathers the trials, writes ``christiano.json`` and ``.png``; returns the former."""
+    """The trainings by task and variant, with their scores."""
     cells: dict[str, dict[str, list[Result]]] = {}
-    for variant, env, trial in trials:
+    for variant, env, trial in chosen:
         cells.setdefault(env, {}).setdefault(variant, []).append(results[trial.name])
-    scores = {
-        env: {variant: score(found, variants.get(TRUE, [])) for variant, found in variants.items()}
-        for env, variants in cells.items()
-    }
-    found = {
+    return {
         "protocol": dict(protocol),
         "settings": dict(settings),
         "hours_of_training": sum(r.get("seconds", 0.0) for r in results.values()) / 3600,
-        "scores": scores,
-        "reached": reached(scores),
+        "scores": {
+            env: {name: score(found, variants.get(TRUE, [])) for name, found in variants.items()}
+            for env, variants in cells.items()
+        },
         "trials": {
             trial.name: {"variant": variant, "env": env, **results[trial.name]}
-            for variant, env, trial in trials
+            for variant, env, trial in chosen
         },
     }
-    write_json(out / "christiano.json", found, indent=None)
-    draw(found, out / "christiano.png")
+
+
+def write(
+    path: Path, found: dict[str, Any], envs: Sequence[str], curves: Mapping[str, str]
+) -> dict[str, Any]:
+    """Writes what was found, and beside it a figure of the curves; returns what was found.
+
+    Args:
+        path: of the JSON file; the figure has its name, but for the ending.
+        found: of :func:`gather`.
+        envs: tasks that are drawn.
+        curves: variants that are drawn, with their names in the legend.
+    """
+    write_json(path, found, indent=None)
+    draw(found, path.with_suffix(".png"), envs, curves)
     return found
 
 
@@ -85,39 +93,24 @@ def score(found: Sequence[Result], true: Sequence[Result]) -> dict[str, Any]:
     return summary
 
 
-def reached(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, int]]:
-    """For each number of labels, on how many tasks the share of the return is 0.9 and 0.95.
-
-    Where the true reward's return is negative the share of the rise stands in for it.
-    """
-    counts: dict[str, dict[str, int]] = {}
-    for variants in scores.values():
-        for variant, cell in variants.items():
-            if not variant.isdecimal():
-                continue
-            share = cell["share"] if cell["share"] is not None else cell["share_of_rise"]
-            count = counts.setdefault(variant, {"tasks": 0, "0.9": 0, "0.95": 0})
-            count["tasks"] += 1
-            for goal in ("0.9", "0.95"):
-                count[goal] += share is not None and share >= float(goal)
-    return counts
-
-
 def _returns(results: Sequence[Result]) -> list[float]:
     found = [result.get("final", result["last_100"]) for result in results]
     return [value for value in found if value is not None]
 
 
-def draw(found: Mapping[str, Any], path: Path) -> None:
-    """A panel for each task: mean and range over seeds of each number of labels, as figure 2."""
+def draw(
+    found: Mapping[str, Any], path: Path, envs: Sequence[str], curves: Mapping[str, str]
+) -> None:
+    """A panel for each task: mean and range over seeds of each variant.
+
+    Source:
+        Christiano et al. (2017), figure 2.
+    """
     os.environ.setdefault("MPLBACKEND", "Agg")
     from matplotlib import pyplot as plt
     from matplotlib.lines import Line2D
 
-    settings = found["settings"]
-    variants = [TRUE, *map(str, settings["labels"])]
-    colours = dict(zip(variants, ["0.3", *COLOURS], strict=False))
-    envs = settings["envs"]
+    colours = dict(zip(curves, ["0.3", *COLOURS], strict=False))
     columns = min(3, len(envs) + 1)
     rows = -(-(len(envs) + 1) // columns)
     figure, panels = plt.subplots(
@@ -125,15 +118,15 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     )
     places = list(panels.flat)
     for env, axes in zip(envs, places, strict=False):
-        for variant in variants:
-            curves = [
+        for variant in curves:
+            seen = [
                 np.array(trial["curve"], float)
                 for trial in found["trials"].values()
                 if (trial["variant"], trial["env"]) == (variant, env) and trial["curve"]
             ]
-            if not curves:
+            if not seen:
                 continue
-            steps, values = on_one_grid(curves)
+            steps, values = on_one_grid(seen)
             low, high = np.nanmin(values, 0), np.nanmax(values, 0)
             axes.fill_between(steps, low, high, color=colours[variant], alpha=0.12, lw=0)
             axes.plot(steps, np.nanmean(values, 0), color=colours[variant], lw=1.5)
@@ -144,8 +137,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     for axes in places[len(envs) :]:
         axes.axis("off")
-    names = {v: "true reward" if v == TRUE else f"{int(v):,} labels" for v in variants}
-    handles = [Line2D([], [], color=colours[v], label=names[v]) for v in variants]
+    handles = [Line2D([], [], color=colours[v], label=name) for v, name in curves.items()]
     places[len(envs)].legend(handles=handles, loc="center", frameon=False, fontsize=9)
     figure.supxlabel("environment steps", fontsize=9)
     figure.supylabel("true return, mean of the last 100 training episodes", fontsize=9)
@@ -153,8 +145,13 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-def show(found: Mapping[str, Any]) -> None:
-    """The table on stderr: a row for each task and variant."""
+def show(found: Mapping[str, Any], name_of: Callable[[str], str]) -> None:
+    """The table on stderr: a row for each task and variant.
+
+    Args:
+        found: of :func:`gather`.
+        name_of: a variant, as people read it.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -174,7 +171,7 @@ def show(found: Mapping[str, Any]) -> None:
             low_high = cell["interval"]
             table.add_row(
                 env if variant == next(iter(variants)) else "",
-                f"{variant} labels" if variant.isdecimal() else variant,
+                name_of(variant),
                 number(cell["mean"]) + error,
                 "" if low_high is None else f"{number(low_high[0])} to {number(low_high[1])}",
                 _percent(cell["share"]),
@@ -187,11 +184,13 @@ def show(found: Mapping[str, Any]) -> None:
         "return: whole episodes of the last policy, most probable actions; ± one standard error of "
         "the mean over seeds; rise: from the untrained policy."
     )
-    for labels, count in found["reached"].items():
-        console.print(
-            f"{labels} labels: at least 90 % on {count['0.9']} of {count['tasks']} tasks, at least "
-            f"95 % on {count['0.95']}."
-        )
+
+
+def say_on_console(line: str) -> None:
+    """A line beneath the table."""
+    from rich.console import Console
+
+    Console(stderr=True).print(line)
 
 
 def _percent(share: float | None) -> str:
