@@ -1,7 +1,8 @@
 """Runs the Python blocks of README, CONTRIBUTING and docs, each page in a folder of its own.
 
 Blocks are run as they are printed, one namespace for each page, with one exception: a training
-takes at most :data:`MOST_STEPS` steps, so that a page may show a million and its test is short.
+takes at most :data:`MOST_STEPS` steps and a resumed one as many again, so that a page may show a
+million and its test is short.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ BEFORE = {"export.md": runs_of_the_export_page}
 def test_the_python_blocks_of_a_page_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train = Engine.train
+    train, resume = Engine.train, Engine.resume
 
     @functools.wraps(train)
     def short(self: Any, *arguments: Any, **settings: Any) -> Any:
@@ -61,7 +62,14 @@ def test_the_python_blocks_of_a_page_run(
         settings["progress"] = False
         return train(self, *arguments, **settings)
 
+    @functools.wraps(resume)
+    def shortly(self: Any, run: Any, **settings: Any) -> Any:
+        if settings.get("total_steps"):
+            settings["total_steps"] = min(settings["total_steps"], 2 * MOST_STEPS)
+        return resume(self, run, **settings)
+
     monkeypatch.setattr(Engine, "train", short)
+    monkeypatch.setattr(Engine, "resume", shortly)
     monkeypatch.chdir(tmp_path)
     # A page is read in a checkout, and a script's own folder is where it imports from.
     (tmp_path / "examples").symlink_to(ROOT / "examples")

@@ -45,6 +45,7 @@ NOT_RUN = {
     "tether study cliff": "minutes; tests/studies/test_cliff.py runs it small",
     "tether study hacking": "hours; tests/studies/test_hacking.py runs it small",
     "tether study frontier": "an hour; tests/studies/test_frontier.py runs it small",
+    "tether study careless": "hours; tests/studies/test_christiano.py looks at its trainings",
     "tether study christiano": "hours; tests/studies/test_christiano.py runs it small",
     "tether prefer --env Hopper-v5 --labels 700 --teacher human": "waits for people",
     "tether study labeller": "minutes; tests/studies/test_labeller.py runs it small",
