@@ -4,6 +4,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+# The tests compile some two thousand programs and run most of them for a moment; JAX's own tests
+# are run like this. Give 0 to test what users run.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 from tether.control import configure_jax
 
 # Many tests, and the commands that they start, compile the same programs.

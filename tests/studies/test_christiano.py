@@ -121,5 +121,5 @@ def test_the_careless_teacher_is_as_wrong_as_it_says() -> None:
 
 
 def test_a_teacher_that_is_wrong_half_of_the_time_is_refused() -> None:
-    with pytest.raises(UserError, match="shares from 0 to below 0.5"):
+    with pytest.raises(UserError, match=r"shares from 0 to below 0\.5"):
         careless.CarelessConfig(mistakes=(0.1, 0.5))

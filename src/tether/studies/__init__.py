@@ -30,6 +30,10 @@ STUDIES: dict[str, Study] = {
         "350, 700 and 1,400 comparisons against the true reward (Christiano et al. 2017)",
         "tether.studies.christiano:command",
     ),
+    "backflip": Study(
+        "a Hopper learns to flip from 900 comparisons (Christiano et al. 2017, section 3.2)",
+        "tether.studies.backflip:command",
+    ),
     "careless": Study(
         "what the mistakes of a teacher cost (Lee et al. 2021, B-Pref)",
         "tether.studies.careless:command",

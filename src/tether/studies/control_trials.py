@@ -110,15 +110,23 @@ def learn(settings: Mapping[str, Any], place: Path) -> Result:
     }
 
 
-def train_or_resume(run: Path, settings: Mapping[str, Any], **arguments: Any) -> TrainedPolicy:
+def train_or_resume(
+    run: Path,
+    settings: Mapping[str, Any],
+    *,
+    again: Mapping[str, Any] | None = None,
+    **arguments: Any,
+) -> TrainedPolicy:
     """Trains what a trial's settings say, or goes on with it where it was interrupted.
 
     Args:
         run: the run's folder.
         settings: with method, env, total_steps, seed, and the method's own under settings.
+        again: arguments that a training takes when it begins and whenever it goes on, such as
+            callbacks and a teacher.
         **arguments: further ones of :func:`tether.control.training.train`.
     """
-    quietly: dict[str, Any] = {"threads": THREADS, "sinks": (), "progress": False}
+    quietly = {"threads": THREADS, "sinks": (), "progress": False, **(again or {})}
     if (run / "run.json").exists():
         return resume(run, **quietly)
     return train(
