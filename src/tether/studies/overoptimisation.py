@@ -2,17 +2,17 @@
 
     1. tune a language model on openings of film reviews: the reference
     2. continue openings; the gold scorer compares continuations; a share of its answers is flipped
-    3. learn reward models from 100 to 6,000 of these comparisons, and further members of an ensemble
-       from those of one size
+    3. learn reward models from 100 to 6,000 of these comparisons, and from those of one size the
+       further members of an ensemble
     4. best of n by every reward model, and PPO on every reward model without a price of divergence
     5. from the reward model of one size, PPO with each remedy: a price of divergence, a budget, an
        ensemble (mean, lowest, mean less variance), clipped scores, an early stop
-    6. measure every policy while it learns: proxy, gold reward, and the truth, which is positive and
-       fluent (:mod:`tether.studies.overoptimisation_truth`)
+    6. measure every policy while it learns: proxy, gold reward, and the truth, which is positive
+       and fluent (:mod:`tether.studies.overoptimisation_truth`)
 
 Source:
     Gao et al., "Scaling laws for reward model overoptimization" (2022); Coste et al., "Reward model
-    ensembles help mitigate overoptimization" (2023), whose labels are flipped with probability 0.25.
+    ensembles help mitigate overoptimization" (2023), whose labels are wrong with probability 0.25.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def tune(settings: Mapping[str, Any], place: Path) -> Result:
 
 
 def learn_reward(settings: Mapping[str, Any], place: Path) -> Result:
-    """A reward model of the first comparisons, some flipped; its accuracy on others, none flipped."""
+    """A reward model of the first comparisons, some flipped; its accuracy on others as they are."""
     config = _config(settings)
     rankings = runs.rankings_of(place)
     cut = len(rankings) - math.ceil(_HELD_OUT * len(rankings))

@@ -3,8 +3,8 @@
     best of n   R(d) = d (alpha - beta d)        peak at d = alpha / (2 beta)
     RL          R(d) = d (alpha - beta ln d)     peak at d = exp(alpha / beta - 1)
 
-with d the square root of KL(policy || reference) in nats, and R counted from the reference. Both are
-linear in alpha and beta, which least squares finds.
+with d the square root of KL(policy || reference) in nats, and R counted from the reference. Both
+are linear in alpha and beta, which least squares finds.
 
 Source:
     Gao et al., "Scaling laws for reward model overoptimization" (2022), equation 1.

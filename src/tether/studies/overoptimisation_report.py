@@ -125,7 +125,12 @@ def _best_of_n(curves: Sequence[Sequence[Mapping[str, float]]]) -> dict[str, Any
     """Best of n by one reward model: means over the seeds, and the fit of all of them."""
     return {
         "points": [
-            {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+            {
+                "n": rows[0]["n"],
+                **{
+                    key: float(np.mean([row[key] for row in rows])) for key in rows[0] if key != "n"
+                },
+            }
             for rows in zip(*curves, strict=True)
         ],
         "gain": summarize([rows[-1]["log_odds"] - rows[0]["log_odds"] for rows in curves]),
@@ -155,7 +160,7 @@ def show(found: Mapping[str, Any]) -> None:
     several = len(found["protocol"]["seeds"]) > 1
     table = Table(title="PPO: the last policy, and what the truth has lost since its peak")
     for column in ("PPO", "KL, nats", "proxy", "gold, log-odds", "truth", "lost", "fit's peak, KL"):
-        table.add_column(column, justify="left" if column == "PPO" else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column == "PPO" else "right")
     for name, title in titles(found).items():
         one = found["ppo"][name]
         cells = [_cell(one["end"][key]) for key in ("kl", "proxy", "log_odds", "truth")]

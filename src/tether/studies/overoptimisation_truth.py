@@ -5,8 +5,8 @@
                tenth of what people wrote after openings of the same kind
     truth      both, 1 or 0
 
-Rewards are learned from comparisons by the gold scorer, which does not read for fluency: so a policy
-is paid for one half of what was meant.
+Rewards are learned from comparisons by the gold scorer, which does not read for fluency: so a
+policy is paid for one part of what was meant.
 """
 
 from __future__ import annotations
