@@ -132,7 +132,8 @@ def test_the_command_measures_a_run_beside_its_beginning(tether_, tmp_path):
     assert f"{found['win_rate']:.4g}" in page and page.count("profane words in 1,000") == 2
     (tmp_path / "run" / "evaluations.json").write_text("{}")
     refused = tether_("evaluate", "run", "--limit", "2")
-    assert refused.code == 2 and "evaluations.json" in refused.err
+    assert refused.code == 2 and len(refused.err.splitlines()) == 1
+    assert "evaluations.json" in refused.err
     (tmp_path / "run" / "evaluations.json").unlink()
     refused = tether_("evaluate", "run", "--against", "nowhere/at/all", "--out", "new.json")
     assert refused.code == 2 and not (tmp_path / "new.json").exists()

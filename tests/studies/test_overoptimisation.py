@@ -295,6 +295,19 @@ class TestStudy:
             "ensemble-mean", "ensemble-lowest", "ensemble-mean-variance",
         }  # fmt: skip
 
+    def test_ensembles_say_less_than_their_mean_of_the_same_completions(self, done):
+        _, found = done
+        for seed in ("1000", "1001"):
+            first = {
+                kind: found["ppo"][f"ensemble-{kind}"]["seeds"][seed]["points"][0]
+                for kind in ("mean", "lowest", "mean-variance")
+            }
+            assert first["lowest"]["proxy"] < first["mean"]["proxy"]
+            assert first["mean-variance"]["proxy"] < first["mean"]["proxy"]
+            # Of two members the lowest is the mean less half their distance.
+            assert first["lowest"]["proxy"] != first["mean-variance"]["proxy"]
+            assert len({row["log_odds"] for row in first.values()}) == 1
+
     def test_members_differ_and_learn_from_the_same(self, done):
         out, _ = done
         place = out / "seed-1000"

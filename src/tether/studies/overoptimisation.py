@@ -57,7 +57,9 @@ class OveroptimisationConfig(SentimentConfig):
 
     prompts: int = Field(default=2400, ge=2)
     """Prompts whose continuations are compared; a tenth of them is held out."""
-    episodes: int = Field(default=3072, ge=1)
+    ppo_learning_rate: float = Field(default=3e-4, gt=0)
+    """The step size of PPO: twice the other studies', so that policies go past 30 nats soon."""
+    episodes: int = Field(default=2048, ge=1)
     """Completions that PPO samples in training."""
     comparisons: tuple[int, ...] = (100, 300, 1000, 3000, 6000)
     """How many comparisons the reward models learn from; each learns from the first of them."""
@@ -72,7 +74,7 @@ class OveroptimisationConfig(SentimentConfig):
     such as smollm2-135m-instruct, which takes much longer."""
     measurements: int = Field(default=8, ge=2)
     """How often each policy is measured while it trains."""
-    best_of_prompts: int = Field(default=64, ge=2)
+    best_of_prompts: int = Field(default=32, ge=2)
     """Held-out prompts for best-of-n, each sampled 256 times."""
     price: float = Field(default=0.1, gt=0)
     """The KL coefficient of the remedy that has one."""
