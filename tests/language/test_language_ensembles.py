@@ -9,8 +9,10 @@ import pytest
 import torch
 from rlhf_toys import EOS, LIKED, count_liked, exact, learner, moved, plain_log_probs
 
+import tether
 from tether.errors import UserError
 from tether.language.data.tokens import Completion
+from tether.language.methods.reward import RewardConfig
 from tether.language.methods.rlhf.config import RLHFConfig
 from tether.language.methods.rlhf.given_rewards import GivenRewards
 from tether.language.methods.rlhf.rewards import Ensemble, digests, open_scorer
@@ -225,3 +227,18 @@ def test_the_command_combines_and_watches(tether_, tmp_path, caplog):
     assert "sentiment and lexicon have a scale of their own" in caplog.messages[0]
     line = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1]
     assert '"alarm/reward/ensemble_std": 1' in line
+
+
+def test_a_run_keeps_how_its_members_are_combined(tmp_path):
+    pairs = [
+        {"prompt": f"Film {i} was", "chosen": " fine.", "rejected": " dull."} for i in range(8)
+    ]
+    settings = {"combine": "mean-variance", "variance_weight": 0.4, "members": 3}
+    trained = tether.train(
+        "reward", model="tiny", data=pairs, total_steps=4, out=tmp_path / "run", **settings
+    )
+    model = tether.load(trained.run)
+    each = model.member_scores(ITEMS)
+    np.testing.assert_allclose(model(ITEMS), each.mean(1) - 0.4 * each.var(1), rtol=1e-5)
+    with pytest.raises(UserError, match=r"variance_weight is 0\.4, which"):
+        RewardConfig(members=3, variance_weight=0.4)
