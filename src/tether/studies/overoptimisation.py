@@ -291,7 +291,7 @@ class _Measurement:
         }
         return {
             **found.summary(),
-            "proxy": float(np.mean(self.scorer(found.completions))),
+            "proxy": float(np.asarray(self.scorer(found.completions), float).mean()),
             "fluency": float(seen.fluency.mean()),
             "fluent": float(seen.fluent.mean()),
             "truth": float(seen.truth.mean()),

@@ -86,7 +86,7 @@ def _size(name: str) -> int:
 
 def _arm(curves: Sequence[Sequence[Mapping[str, float]]], seeds: Sequence[int]) -> dict[str, Any]:
     """A training of every seed."""
-    own = {
+    own: dict[str, dict[str, Any]] = {
         str(seed): {
             "points": list(rows),
             "turn": {measure: turn(rows, measure) for measure in TURNED},

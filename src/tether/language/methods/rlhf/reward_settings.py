@@ -44,7 +44,7 @@ class RewardSettings(Config):
     times their variance. They must be on one scale, as reward models of `tether reward` are. If not
     given, several rewards become their mean, and a single run combines its members as it was
     trained to."""
-    reward_variance_weight: float = Field(VARIANCE_WEIGHT, ge=0)
+    reward_variance_weight: float = Field(default=VARIANCE_WEIGHT, ge=0)
     """The price of a unit of the variance between rewards. Raising it trusts less what the rewards
     disagree about (usual: 0.1 for PPO, 0.5 for best-of-n)."""
     reward_timeout: float | None = Field(None, gt=0)
