@@ -44,7 +44,8 @@ class RLHFConfig(RewardSettings, RolloutConfig):
     it keeps the policy closer to the reference (usual: 0.01 to 0.2)."""
     kl_budget: float | None = Field(None, gt=0)
     """The most divergence of a sequence from the reference, in nats. The first update after which a
-    batch of completions shows more is undone, and training ends; none has no budget."""
+    batch of completions shows more is undone, and training ends (the last update of a run is not
+    looked at); none has no budget."""
     kl_controller: Literal["fixed", "adaptive"] = "fixed"
     """Whether the KL coefficient stays fixed, or adapts so that the divergence of a sequence
     approaches kl_target."""
