@@ -245,7 +245,7 @@ class TestStudy:
             for seed, own in found["ppo"][name]["seeds"].items():
                 first, last = own["points"][0], own["points"][-1]
                 assert first["kl"] == 0.0 and first["step"] == 0
-                # An update that spends so small a budget is taken back, all the way to the reference.
+                # What spends so small a budget is taken back, to the reference itself.
                 assert last["kl"] > 0 or name == "budget"
                 assert first["truth"] == found["ppo"]["price"]["seeds"][seed]["points"][0]["truth"]
         assert json.loads((out / "overoptimisation.json").read_text()) == json.loads(
