@@ -50,6 +50,7 @@ NOT_RUN = {
     "tether prefer --env Hopper-v5 --labels 700 --teacher human": "waits for people",
     "tether study labeller": "minutes; tests/studies/test_labeller.py runs it small",
     "tether judge --model http": "needs a server; tests/language/test_judge_server.py has one",
+    "tether study overoptimisation": "an hour; tests/studies has it small",
     "tether study three-steps": "minutes; tests/studies/test_three_steps.py runs it small",
 }
 """Beginnings of commands that are not run, and why."""

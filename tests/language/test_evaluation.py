@@ -8,6 +8,7 @@ import torch
 
 from tether.errors import UserError
 from tether.language.data.templates import Template
+from tether.language.evaluation.attributes import ATTRIBUTES, attributes
 from tether.language.evaluation.policy import fluency
 from tether.language.evaluation.texts import distinct, profanity, refusals, words_of
 from tether.language.evaluation.win_rate import length_controlled, win_rate
@@ -80,6 +81,22 @@ def test_fluency_is_the_mean_log_probability_of_the_answers_tokens():
     assert np.isfinite(fluency(model, ["a"], ["word " * 400])[0])
 
 
+def test_every_attribute_says_what_it_cannot_tell():
+    found = {
+        "score": 1.0, "score_error": 0.5, "length": 7, "distinct_1": 0.5, "distinct_2": None,
+        "profanity": 0.0, "refusals": 0.25, "win_rate": 0.6, "interval": [0.5, 0.7],
+        "length_controlled": 0.55, "fluency": -3.0, "against": {"score": 0.0, "length": 3},
+    }  # fmt: skip
+    rows = {row["name"]: row for row in attributes(found)}
+    assert set(rows) == set(ATTRIBUTES) - {"distinct_2"}
+    for row in rows.values():
+        assert row["cannot_tell"].startswith("It can't tell") and row["cannot_tell"].endswith(".")
+        assert row["cannot_tell"].count(". ") == 0
+    assert rows["score"]["interval"] == pytest.approx([0.02, 1.98])
+    assert (rows["score"]["other"], rows["length"]["other"]) == (0.0, 3)
+    assert rows["fluency"]["other"] is None and rows["win_rate"]["interval"] == [0.5, 0.7]
+
+
 def test_the_command_measures_a_run_beside_its_beginning(tether_, tmp_path):
     rows = [{"prompt": f"The film {i}", "completion": " is good."} for i in range(4)]
     (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -98,6 +115,26 @@ def test_the_command_measures_a_run_beside_its_beginning(tether_, tmp_path):
     assert found["fluency"] < 0 and found["against"]["model"] == "tiny"
     again = tether_(*given[:-2])
     assert json.loads(again.out.splitlines()[-1]) == found
+    # The same again took the place of the first; other settings stand beside it.
+    tether_("evaluate", "run", "--limit", "3", "--max-new-tokens", "8")
+    kept = json.loads((tmp_path / "run" / "evaluations.json").read_text())["evaluations"]
+    assert [one["found"]["prompts"] for one in kept] == [4, 3]
+    assert kept[0]["found"] == found and kept[0]["step"] == 2
+    assert kept[0]["settings"]["reward"] == ["sentiment"]
+    shown = {row["name"]: row for row in kept[0]["attributes"]}
+    assert shown["win_rate"]["interval"] == found["interval"]
+    assert shown["fluency"]["other"] == found["against"]["fluency"]
+    assert "win_rate" not in {row["name"] for row in kept[1]["attributes"]}
+    done = tether_("report", "run")
+    assert done.code == 0, done.err
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "win rate at equal length" in page and page.count("sense from routine") == 1
+    assert f"{found['win_rate']:.4g}" in page and page.count("profane words in 1,000") == 2
+    (tmp_path / "run" / "evaluations.json").write_text("{}")
+    refused = tether_("evaluate", "run", "--limit", "2")
+    assert refused.code == 2 and len(refused.err.splitlines()) == 1
+    assert "evaluations.json" in refused.err
+    (tmp_path / "run" / "evaluations.json").unlink()
     refused = tether_("evaluate", "run", "--against", "nowhere/at/all", "--out", "new.json")
     assert refused.code == 2 and not (tmp_path / "new.json").exists()
     assert "there is no folder" in refused.err

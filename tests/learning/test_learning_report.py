@@ -12,6 +12,7 @@ import pytest
 from tether import cli
 from tether.errors import UserError
 from tether.learning import Run
+from tether.learning.output.evaluations import keep_evaluation
 from tether.learning.output.metrics import format_line
 from tether.learning.reports.report import _thinned, write_report
 
@@ -99,6 +100,37 @@ def test_a_page_shows_settings_curves_and_samples_and_needs_nothing_else(tmp_pat
     assert len(shown) == 21 and shown[1][2] == HOSTILE and shown[1][3] == "1.25"
     assert ["rate", "0.5"] in settings and ["name", HOSTILE] in settings
     assert ["run.setup.seed", "3"] in settings
+
+
+def evaluated(folder: Path, *, step: int, other: float | None, **settings) -> None:
+    rows = [
+        {"title": "score", "value": 1.25, "interval": [1.0, 1.5], "other": other,
+         "cannot_tell": HOSTILE},
+        {"title": "length", "value": 7, "interval": None, "other": None, "cannot_tell": "Why."},
+    ]  # fmt: skip
+    keep_evaluation(folder, step=step, settings=settings, found={"prompts": 64}, attributes=rows)
+
+
+def test_a_page_shows_what_evaluations_found_the_latest_first(tmp_path):
+    folder = made(tmp_path / "run")
+    evaluated(folder, step=10, other=None, reward=["a"], against=None)
+    evaluated(folder, step=30, other=0.5, reward=["a", "b"], against="tiny")
+    evaluated(folder, step=20, other=None, reward=["a"], against=None)
+    page = Page(write_report([folder]))
+    _, first, second, _ = page.tables
+    assert first == [
+        ["attribute", "value", "95 % interval", "what it can't tell"],
+        ["score", "1.25", "1 to 1.5", HOSTILE],
+        ["length", "7", "", "Why."],
+    ]
+    assert second[0][3] == "the other" and [row[3] for row in second[1:]] == ["0.5", ""]
+    assert "script" not in page.tags
+    assert page.text.index("at step 20, 64 prompts, reward a<") < page.text.index(
+        "at step 30, 64 prompts, reward a b, against tiny<"
+    )
+    assert "at step 10" not in page.text and "<h2>Evaluation</h2>" in page.text
+    both = write_report([folder, made(tmp_path / "other")], tmp_path / "page.html")
+    assert Page(both).text.count("<h2>Evaluation of run</h2>") == 1
 
 
 def test_several_runs_are_told_apart_and_their_differences_marked(tmp_path, monkeypatch, capfd):

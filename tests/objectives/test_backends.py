@@ -114,6 +114,9 @@ CASES = {
         lambda x, m: o.kto_reference_point(x + 2.0, m), 1, differentiable=False
     ),
     "unlikelihood": Case(lambda a, b, p, m: o.unlikelihood(a, b, 0.6, p, 0.1, mask=m), 3),
+    "worst_case": Case(o.worst_case, 1),
+    "uncertainty_weighted": Case(lambda x, m: o.uncertainty_weighted(x, 0.3, m), 1),
+    "ensemble_variance": Case(o.ensemble_variance, 1),
     "masked_negative_log_likelihood": Case(o.masked_negative_log_likelihood, 1),
 }
 MASKED = [name for name, case in CASES.items() if case.masked]

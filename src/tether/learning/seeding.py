@@ -53,6 +53,8 @@ class Stream(IntEnum):
     PPO_PROMPTS = 31
     MEASUREMENT = 32
     INTERVALS = 33
+    FLIPPED_LABELS = 34
+    MEMBERS = 35
 
 
 def seed_sequence(seed: int, purpose: Stream, *key: int) -> np.random.SeedSequence:

@@ -21,6 +21,7 @@ from .divergence import (
     ppo_adaptive_beta,
     ziegler_adaptive_beta,
 )
+from .ensemble import ensemble_variance, uncertainty_weighted, worst_case
 from .imitation import behaviour_cloning, masked_negative_log_likelihood
 from .policy_gradient import (
     clip_active,
@@ -66,6 +67,7 @@ __all__ = [
     "dpo",
     "dpo_implicit_reward",
     "effective_sample_size",
+    "ensemble_variance",
     "explained_variance",
     "gae",
     "ipo",
@@ -92,7 +94,9 @@ __all__ = [
     "surrogate",
     "td_error",
     "trust_region_projection",
+    "uncertainty_weighted",
     "unlikelihood",
     "value_loss",
+    "worst_case",
     "ziegler_adaptive_beta",
 ]

@@ -62,6 +62,10 @@ STUDIES: dict[str, Study] = {
         "reward against divergence: DPO, PPO and their rivals (Rafailov et al. 2023, figure 2)",
         "tether.studies.frontier:command",
     ),
+    "overoptimisation": Study(
+        "gold reward against divergence, the turn, and what moves it (Gao et al. 2022)",
+        "tether.studies.overoptimisation:command",
+    ),
     "labeller": Study(
         "every way to ask a small judge, beside human labels (Lee et al. 2023, RLAIF, table 2)",
         "tether.studies.labeller:command",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from tether.language.data.tokens import Prompt, Ranking
+from tether.language.data.tokens import Pair, Prompt, Ranking
 from tether.language.methods.reward import RewardConfig
 from tether.language.methods.rlhf.learner import RLHFConfig
 from tether.language.methods.sft import SFTConfig
@@ -164,6 +164,29 @@ def score(settings: Mapping[str, Any], place: Path) -> Result:
     """A trial: a reward model of these rankings; its accuracy on a tenth of them, held out."""
     config = shared(settings)
     rankings = rankings_of(place)
+    learn_reward(config, place, rankings, held_out=0.1, seed=config.seed)
+    last = list(read_metrics(place / "run" / "metrics.jsonl"))[-1]
+    return {"accuracy": last["held_out/reward/accuracy"]}
+
+
+def learn_reward(
+    config: SentimentConfig,
+    place: Path,
+    data: Sequence[Ranking] | Sequence[Pair],
+    *,
+    held_out: float,
+    seed: int,
+) -> None:
+    """Learns a reward model, from the tuned model, in ``place/run``.
+
+    Args:
+        config: the study's settings.
+        place: the folder of a trial.
+        data: rankings or comparisons.
+        held_out: the share of them that is measured on.
+        seed: of the head's first values and of the order of the data.
+    """
+    setup = config.setup(tuned_run(place))
     learn(
         place / "run",
         "reward",
@@ -172,16 +195,14 @@ def score(settings: Mapping[str, Any], place: Path) -> Result:
                 **config.optimization(),
                 "batch_size": config.reward_batch_size,
                 "learning_rate": config.reward_learning_rate,
-                "held_out": 0.1,
+                "held_out": held_out,
             }
         ),
-        config.setup(tuned_run(place)),
-        rankings,
-        total_steps=round(0.9 * len(rankings) * config.reward_epochs),
+        setup.model_copy(update={"seed": seed}),
+        data,
+        total_steps=round((1.0 - held_out) * len(data) * config.reward_epochs),
         progress=True,
     )
-    last = list(read_metrics(place / "run" / "metrics.jsonl"))[-1]
-    return {"accuracy": last["held_out/reward/accuracy"]}
 
 
 def ppo_config(config: SentimentConfig, **more: Any) -> RLHFConfig:

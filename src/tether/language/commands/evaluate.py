@@ -10,9 +10,12 @@ from typing import Annotated, Any
 import tyro
 
 from tether.arguments import parse, print_json, say
-from tether.errors import UserError
+from tether.errors import RunError, UserError
+from tether.language.evaluation.attributes import attributes
 from tether.language.evaluation.policy import EvaluationConfig, evaluate_policy
 from tether.language.models.from_run import Setup
+from tether.learning.output.evaluations import keep_evaluation, read_evaluations
+from tether.learning.output.metrics import read_metrics
 from tether.learning.storage.durable import check_new_file, write_json
 
 _PROMPTS = 64
@@ -58,13 +61,39 @@ def evaluate(arguments: Sequence[str]) -> None:
     if options.out is not None:
         check_new_file(options.out)
     setup = setup.model_copy(update={"model": str(options.run)})
+    # A file that cannot be added to is seen before the work, not after it.
+    read_evaluations(options.run)
     found = evaluate_policy(setup, config)
     for line in _lines(found):
         say(line)
     if options.out is not None:
         write_json(options.out, found)
+    _keep(options.run, setup, config, found)
     if options.json:
         print_json(found)
+
+
+def _keep(run: Path, setup: Setup, config: EvaluationConfig, found: Mapping[str, Any]) -> None:
+    """Keeps what was found in the run's folder, for `tether report`."""
+    config = config.with_default(setup.data)
+    rows = read_metrics(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
+    asked = {
+        "data": setup.data,
+        "split": setup.split,
+        "limit": setup.limit,
+        "seed": setup.seed,
+        **config.model_dump(mode="json", exclude={"reward_timeout"}, exclude_defaults=True),
+    }
+    try:
+        keep_evaluation(
+            run,
+            step=int(rows[-1]["step"]) if len(rows) else 0,
+            settings=asked,
+            found=found,
+            attributes=attributes(found),
+        )
+    except RunError as error:
+        say(f"{error}; tether report will not show this evaluation")
 
 
 def _lines(found: Mapping[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from tether.language.methods import METHODS
 from tether.language.models.from_run import Setup
 from tether.language.runs import training
 from tether.language.runtime.processes import processes
+from tether.learning.alarms import parse_alarm
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class LearnOptions:
     checkpoint_every: int | None = None
     """A checkpoint is saved whenever training passes a multiple of this many steps, and every
     minute in any case."""
+    alarms: tuple[str, ...] = ()
+    """Signs of over-optimization to watch for, each reported once on stderr and written as a
+    metric: METRIC>NUMBER, METRIC<NUMBER, drift:METRIC or proxy-without-truth."""
     sinks: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     """Where metrics are written besides metrics.jsonl."""
     json: bool = False
@@ -69,6 +73,7 @@ def _learn(method: str, arguments: Sequence[str]) -> None:
         "total_steps": options.total_steps,
         "out": options.out,
         "checkpoint_every": options.checkpoint_every,
+        "callbacks": [parse_alarm(text) for text in options.alarms],
         "sinks": options.sinks,
         "progress": not options.quiet,
     }

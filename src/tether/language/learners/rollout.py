@@ -20,7 +20,7 @@ from tether.language.data.tokens import Completion, Ids, Prompt, check_records
 from tether.language.learners.optimizer import OptimizationConfig
 from tether.language.models.generation import generate
 from tether.language.models.language_model import LanguageModel
-from tether.language.models.scoring import JointScorer, Scorer
+from tether.language.models.scoring import JointScorer, Reading, Scorer
 from tether.language.runtime.processes import processes
 from tether.learning.learner import State
 from tether.learning.seeding import VERSION, Stream, derived_seed, generator
@@ -56,12 +56,15 @@ class Episodes:
         scores: (N,) as the scorer gave them.
         members: of a scorer of several members, each one's scores by name, (N,); NaN where it does
             not apply.
+        spread: the standard deviation of an ensemble's scores of each completion, (N,); NaN where
+            there are fewer than two.
     """
 
     completions: list[Completion]
     prompts: NDArray[np.int64]
     scores: NDArray[np.float64]
     members: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    spread: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -172,15 +175,18 @@ class EpisodeCollector:
             replace(item, row=prompts[place])
             for item, place in zip(completions, places, strict=True)
         ]
-        members, scores = self._score(completions)
-        completions, table = _together(completions, np.vstack([scores[None], members]))
+        read = self._score(completions)
+        completions, table = _together(
+            completions, np.vstack([read.total[None], read.spread[None], read.members])
+        )
         names = self.scorer.names if isinstance(self.scorer, JointScorer) else ()
         scores = table[0]
         episodes = Episodes(
             completions,
             np.array(prompts, np.int64),
             scores,
-            dict(zip(names, table[1:], strict=True)),
+            dict(zip(names, table[2:], strict=True)),
+            table[1],
         )
         bad = np.flatnonzero(~np.isfinite(scores)).tolist()
         if bad:
@@ -191,21 +197,17 @@ class EpisodeCollector:
         self.count += config.batch_size
         return episodes
 
-    def _score(
-        self, completions: Sequence[Completion]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Scores of the members, (members, N), and what they come to, (N,)."""
+    def _score(self, completions: Sequence[Completion]) -> Reading:
         count = len(completions)
         if isinstance(self.scorer, JointScorer):
-            members = self.scorer.members(completions)
-            return members, self.scorer.total(members, completions)
+            return self.scorer.read(completions)
         scores = np.asarray(self.scorer(completions), np.float64)
         if scores.shape != (count,):
             raise UserError(
                 f"the scorer gave an array of shape {scores.shape} for {count} completions; "
                 f"expected ({count},)"
             )
-        return np.zeros((0, count)), scores
+        return Reading(scores, np.zeros((0, count)), np.full(count, np.nan))
 
     def state(self) -> State:
         """How many episodes there were."""

@@ -32,7 +32,8 @@ from tether.language.learners.preference_learner import (
     read_length,
 )
 from tether.language.learners.splitting import micro_batches
-from tether.language.models.reward_model import Combine, RewardModel
+from tether.language.models.ensemble import VARIANCE_WEIGHT, Combine
+from tether.language.models.reward_model import RewardModel
 from tether.learning.config import Config, When
 from tether.learning.learner import Metrics, State
 from tether.learning.seeding import Stream, generator
@@ -43,7 +44,10 @@ __all__ = ["RewardConfig", "RewardLearner", "RewardModel", "expected_calibration
 class RewardConfig(PreferenceConfig):
     """Settings of reward models."""
 
-    applies: ClassVar[dict[str, When]] = {"combine": When("members", unless=1)}
+    applies: ClassVar[dict[str, When | tuple[When, ...]]] = {
+        "combine": When("members", unless=1),
+        "variance_weight": (When("members", unless=1), When("combine", "mean-variance")),
+    }
 
     label_noise: float = Field(0.0, ge=0, lt=1)
     """The probability with which an answer is taken to be random; it limits how much a single
@@ -56,8 +60,11 @@ class RewardConfig(PreferenceConfig):
     """Gives each member its own sample of the data, drawn with replacement, so that the members
     disagree more."""
     combine: Combine = "mean"
-    """How the members' scores become one: their mean, or their minimum, which is harder to
-    over-optimize."""
+    """How the members' scores become one: their mean; the lowest, which is harder to over-optimize;
+    or mean-variance, the mean minus variance_weight times their variance."""
+    variance_weight: float = Field(VARIANCE_WEIGHT, ge=0)
+    """The price of a unit of the members' variance. Raising it trusts less what the members
+    disagree about (usual: 0.1 for PPO, 0.5 for best-of-n)."""
     normalize_samples: int = Field(256, ge=0)
     """The number of completions of the data whose scores are shifted and scaled to mean 0 and
     standard deviation 1 when training ends; 0 leaves the scores as they are."""
@@ -92,7 +99,11 @@ class RewardLearner(PreferenceLearner[ComparisonRecord]):
                 "hold rankings: expected 0"
             )
         self.reward_model = RewardModel(
-            self.language_model, members=config.members, combine=config.combine, seed=self.seed
+            self.language_model,
+            members=config.members,
+            combine=config.combine,
+            variance_weight=config.variance_weight,
+            seed=self.seed,
         )
         self.modules["heads"] = self.reward_model.heads
         self._samples: list[NDArray[np.int64]] = [

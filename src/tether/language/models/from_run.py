@@ -12,6 +12,7 @@ from pydantic import Field
 
 from tether.errors import RunError, UserError
 from tether.language.data.templates import Kind, Template
+from tether.language.models.ensemble import VARIANCE_WEIGHT
 from tether.language.models.files import SMOLLM2, TINY
 from tether.language.models.given import adapted
 from tether.language.models.language_model import (
@@ -213,6 +214,7 @@ def load_reward_model(
         language_model,
         members=config["members"],
         combine=config["combine"],
+        variance_weight=config.get("variance_weight", VARIANCE_WEIGHT),
         seed=setup.seed,
     ).restore(state)
     if config["normalize_samples"] and not model.normalized:

@@ -6,7 +6,7 @@ import copy
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Self
 
 import numpy as np
 import torch
@@ -16,13 +16,12 @@ from torch import Tensor, nn
 from tether.errors import UserError
 from tether.language.data.batches import PromptAndCompletion
 from tether.language.data.tokens import Completion, TokenBatch, collate
+from tether.language.models.ensemble import VARIANCE_WEIGHT, Combine, combined
 from tether.language.models.language_model import LanguageModel, ScalarHead
 from tether.language.models.logprobs import hidden_states
 from tether.language.runtime.state import load_parameters, parameters_digest, parameters_to_state
 from tether.learning.learner import State
 from tether.learning.seeding import Stream, derived_seed
-
-Combine = Literal["mean", "lowest"]
 
 _FIRST: Final = "default"
 """What peft calls the adapter a model is loaded with."""
@@ -41,12 +40,14 @@ class RewardModel:
         gain: factor of each member, (N,) float64; 1 until :meth:`normalize`.
         bias: what is added for each member, (N,) float64; 0 until :meth:`normalize`.
         combine: how members become one score.
+        variance_weight: what a unit of their variance costs, where `combine` is "mean-variance".
 
     Source:
         InstructGPT (Ouyang et al. 2022), section 3.5, "Reward modeling"; the normalization of gain
         and bias is that of Ziegler et al., "Fine-Tuning Language Models from Human Preferences"
         (2019), section 2.1. Ensembles: Coste et al., "Reward Model Ensembles Help Mitigate
-        Overoptimization" (2023), section 3, where "lowest" is called worst-case optimization.
+        Overoptimization" (2023), section 3, where "lowest" is called worst-case and "mean-variance"
+        uncertainty-weighted optimization.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class RewardModel:
         *,
         members: int = 1,
         combine: Combine = "mean",
+        variance_weight: float = VARIANCE_WEIGHT,
         seed: int = 0,
     ) -> None:
         """Puts new heads (and, beside the first, new adapters) on a language model.
@@ -62,7 +64,9 @@ class RewardModel:
         Args:
             language_model: changed in place where adapters are added.
             members: how many.
-            combine: "mean", or "lowest", which trusts the most sceptical.
+            combine: "mean"; "lowest", which trusts the most sceptical; or "mean-variance", the mean
+                less the variance times `variance_weight`.
+            variance_weight: see `combine`.
             seed: of the heads' and adapters' first values.
 
         Raises:
@@ -72,6 +76,7 @@ class RewardModel:
             raise UserError(f"members is {members}; expected at least 1")
         self.language_model = language_model
         self.combine = combine
+        self.variance_weight = variance_weight
         self.heads = nn.ModuleList(
             ScalarHead(
                 language_model.hidden_size, "reward", seed=derived_seed(seed, Stream.HEADS, member)
@@ -137,9 +142,17 @@ class RewardModel:
     ) -> NDArray[np.float32]:
         """Rewards of completions, (B,); see :meth:`score`."""
         scores = self.member_scores(items, batch_size=batch_size)
-        combined = scores.mean(axis=1) if self.combine == "mean" else scores.min(axis=1)
-        rewards: NDArray[np.float32] = combined.astype(np.float32)
-        return rewards
+        return self.together(scores)
+
+    def together(self, scores: NDArray[np.float64]) -> NDArray[np.float32]:
+        """What the members' scores, (B, N) as of :meth:`member_scores`, come to; (B,)."""
+        return combined(scores.T, self.combine, self.variance_weight).astype(np.float32)
+
+    def combining(self, combine: Combine, variance_weight: float) -> Self:
+        """The same reward model, with another way to make one score of its members'."""
+        other = copy.copy(self)
+        other.combine, other.variance_weight = combine, variance_weight
+        return other
 
     def score(
         self,
@@ -242,6 +255,8 @@ class RewardModel:
         base = self.language_model.origin if self.language_model.has_adapter else ""
         seal = hashlib.sha256(f"{base} {parameters_digest(learned)}".encode())
         seal.update(self.gain.tobytes() + self.bias.tobytes())
+        if self.combine == "mean-variance":
+            seal.update(f"{self.combine} {self.variance_weight!r}".encode())
         return seal.hexdigest()
 
     def _raw_of_each(self, batch: TokenBatch) -> Iterator[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +15,21 @@ from tether.language.models.reward_function import FunctionScorer, RewardFunctio
 
 Scorer: TypeAlias = Callable[[Sequence[Completion]], ArrayLike]
 """One number for each completion, higher is better; a `RewardModel` is one."""
+
+
+class Reading(NamedTuple):
+    """What a scorer of several members says of N completions.
+
+    Attributes:
+        total: what counts; (N,).
+        members: each member's scores, NaN where it does not apply; (members, N).
+        spread: the standard deviation of the scores of an ensemble, (N,); NaN where fewer than two
+            members have one, or the members are no ensemble.
+    """
+
+    total: NDArray[np.float64]
+    members: NDArray[np.float64]
+    spread: NDArray[np.float64]
 
 
 @runtime_checkable
@@ -31,14 +46,8 @@ class JointScorer(Protocol):
         """What the members' scores come to; (N,)."""
         ...
 
-    def members(self, items: Sequence[Completion]) -> NDArray[np.float64]:
-        """Each member's scores, NaN where it does not apply; (members, N)."""
-        ...
-
-    def total(
-        self, scores: NDArray[np.float64], items: Sequence[Completion]
-    ) -> NDArray[np.float64]:
-        """What they come to; (N,)."""
+    def read(self, items: Sequence[Completion]) -> Reading:
+        """What the members say of completions, and what it comes to."""
         ...
 
 

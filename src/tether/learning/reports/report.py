@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tether.errors import UserError
+from tether.learning.output.evaluations import read_evaluations
 from tether.learning.output.metrics import read_metrics
 from tether.learning.output.samples import SAMPLES_FILE, read_samples
+from tether.learning.reports import attributes
 from tether.learning.reports.plots import COLOURS, step_label
 from tether.learning.reports.report_style import STYLE
 from tether.learning.run import Run
@@ -44,13 +46,15 @@ class _Shown:
     colour: str
     rows: Sequence[Row]
     samples: Sequence[Mapping[str, Any]]
+    evaluations: Sequence[Mapping[str, Any]]
 
 
 def write_report(runs: Sequence[str | Path], path: str | Path | None = None) -> Path:
     """Writes one HTML page on one run or several, with all pictures inside.
 
-    It shows the settings (where several runs differ is marked), every measurement as a curve, and
-    some of the samples a run kept, from its beginning to its end. Runs may still be training.
+    It shows the settings (where several runs differ is marked), every measurement as a curve, what
+    evaluations found, and some of the samples a run kept, from its beginning to its end. Runs may
+    still be training.
 
     Args:
         runs: run folders.
@@ -85,7 +89,7 @@ def _look(folder: str | Path, name: str, colour: str) -> _Shown:
     run = Run.open(folder)
     rows = read_metrics(run.metrics_path) if run.metrics_path.exists() else []
     kept = read_samples(run.path) if (run.path / SAMPLES_FILE).exists() else []
-    return _Shown(run, name, colour, rows, kept)
+    return _Shown(run, name, colour, rows, kept, read_evaluations(run.path))
 
 
 def _names(runs: Sequence[str | Path]) -> list[str]:
@@ -105,6 +109,7 @@ def _page(shown: Sequence[_Shown]) -> str:
         f"<h1>{_text(title)}</h1>",
         _overview(shown),
         _curves(shown),
+        *(_evaluations(one, alone=len(shown) == 1) for one in shown if one.evaluations),
         *(_sample_table(one, alone=len(shown) == 1) for one in shown if one.samples),
         _settings(shown),
         f"<footer>tether {_text(__version__)}</footer>",
@@ -182,6 +187,16 @@ def _picture(shown: Sequence[_Shown], metric: str, size: tuple[float, float]) ->
         f'<img alt="{_text(metric)} against steps" src="data:image/svg+xml;base64,{source}">'
         "</figure>"
     )
+
+
+def _evaluations(one: _Shown, *, alone: bool) -> str:
+    """What evaluations found, the latest first, each with what it can't tell."""
+    parts = [f"<h2>{_text('Evaluation' if alone else f'Evaluation of {one.name}')}</h2>"]
+    for evaluation in reversed(one.evaluations):
+        heads, rows = attributes.table(evaluation)
+        parts.append(f"<p>{_text(attributes.caption(evaluation))}</p>")
+        parts.append(_table(heads, [[_text(cell) for cell in row] for row in rows]))
+    return "\n".join(parts)
 
 
 def _sample_table(one: _Shown, *, alone: bool) -> str:

@@ -33,12 +33,19 @@ class RLHFConfig(RewardSettings, RolloutConfig):
     rewards have mean 0 and standard deviation 1); none keeps the score that the reward gives it."""
     normalize_score: bool = False
     """Shifts and scales the scores to mean 0 and standard deviation 1 on the first batch."""
+    clip_score: float | None = Field(None, gt=0)
+    """Limits every score, after normalize_score, to at most this and at least minus this, so that
+    nothing is gained beyond it; none does not limit it."""
     whiten_reward: bool = False
     """Scales the rewards of the tokens to standard deviation 1 in every batch; their mean stays."""
 
     beta: float = Field(0.05, ge=0)
     """The initial KL coefficient: the reward lost per nat of divergence from the reference. Raising
     it keeps the policy closer to the reference (usual: 0.01 to 0.2)."""
+    kl_budget: float | None = Field(None, gt=0)
+    """The most divergence of a sequence from the reference, in nats. The first update after which a
+    batch of completions shows more is undone, and training ends (the last update of a run is not
+    looked at); none has no budget."""
     kl_controller: Literal["fixed", "adaptive"] = "fixed"
     """Whether the KL coefficient stays fixed, or adapts so that the divergence of a sequence
     approaches kl_target."""

@@ -141,11 +141,18 @@ class RLHFLearner(LanguageLearner):
         self.beta = config.beta
         self.gain, self.bias = 1.0, 0.0
         self.samples: list[SampledCompletion] = []
+        self._before: State | None = None
+        self._over_budget = False
 
     @property
     def steps(self) -> int:
         """Episodes so far."""
         return self.collector.count
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget of divergence is spent."""
+        return self._over_budget
 
     def callbacks(self) -> list[Callback]:
         """What a run of this learner should keep beside numbers: some of its completions."""
@@ -168,8 +175,14 @@ class RLHFLearner(LanguageLearner):
         measured = self.updater.measure(episodes, epochs[0])
         score = self.score(episodes)
         kl = objectives.kl_k1(measured.log_prob - measured.reference_log_prob, measured.mask).sum(1)
-        estimate = self.estimate(steps, episodes, measured, score)
-        metrics = self.updater.run(steps, episodes, measured, estimate, self.beta, epochs)
+        metrics: Metrics = {}
+        if not self._undone(float(kl.mean())):
+            estimate = self.estimate(steps, episodes, measured, score)
+            metrics = self.updater.run(steps, episodes, measured, estimate, self.beta, epochs)
+            if self.critic is not None:
+                metrics["value/explained_variance"] = float(
+                    objectives.explained_variance(measured.value, estimate.target, measured.mask)
+                )
         metrics |= {
             "reward/mean": float(episodes.scores.mean()),
             "reward/std": float(episodes.scores.std()),
@@ -185,10 +198,8 @@ class RLHFLearner(LanguageLearner):
             if len(there := scores[~np.isnan(scores)]):
                 metrics[f"reward/{name}/mean"] = float(there.mean())
                 metrics[f"reward/{name}/std"] = float(there.std())
-        if self.critic is not None:
-            metrics["value/explained_variance"] = float(
-                objectives.explained_variance(measured.value, estimate.target, measured.mask)
-            )
+        if len(there := episodes.spread[~np.isnan(episodes.spread)]):
+            metrics["reward/ensemble_std"] = float(there.mean())
         self._adapt(float(metrics["kl/sequence"]))
         self.samples = [
             SampledCompletion(*row)
@@ -226,6 +237,8 @@ class RLHFLearner(LanguageLearner):
                 )
             self.gain, self.bias = 1.0 / deviation, -float(episodes.scores.mean()) / deviation
         score = episodes.scores * self.gain + self.bias
+        if config.clip_score is not None:
+            score = np.clip(score, -config.clip_score, config.clip_score)
         if config.missing_eos_score is not None:
             score = np.where(episodes.finished, score, config.missing_eos_score)
         wide = torch.promote_types(self.language_model.dtype, torch.float32)
@@ -276,7 +289,9 @@ class RLHFLearner(LanguageLearner):
 
     def state(self) -> State:
         """Parameters, optimizers, and the counters from which everything random follows."""
+        budget = {"before": self._before, "over_budget": self._over_budget}
         return {
+            **({} if self.config.kl_budget is None else budget),
             "modules": self.modules_state(),
             "update": self.updater.state(),
             "collector": self.collector.state(),
@@ -293,10 +308,24 @@ class RLHFLearner(LanguageLearner):
         self.collector.restore(saved["collector"])
         self.beta = float(saved["beta"])
         self.gain, self.bias = float(saved["gain"]), float(saved["bias"])
+        self._before = saved.get("before")
+        self._over_budget = bool(saved.get("over_budget", False))
 
     @property
     def _group_size(self) -> int:
         return self.config.samples_per_prompt
+
+    def _undone(self, kl: float) -> bool:
+        """Takes back the last update, if it has gone beyond the budget of divergence."""
+        budget = self.config.kl_budget
+        if budget is None:
+            return False
+        self._over_budget = kl > budget
+        if self._over_budget and self._before is not None:
+            self.restore_modules(self._before)
+        elif not self._over_budget:
+            self._before = self.modules_state()
+        return self._over_budget
 
     def _adapt(self, kl: float) -> None:
         """Moves beta so that the divergence of a sequence comes to `kl_target`."""

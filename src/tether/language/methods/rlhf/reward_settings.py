@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from tether.errors import UserError
 from tether.language.data.sources import MOVIE_REVIEWS
 from tether.language.judge.opening import is_judge_name, lasting_judge_name
-from tether.language.models.reward_model import Combine
+from tether.language.models.ensemble import VARIANCE_WEIGHT, Combine
 from tether.language.runtime.paths import lasting
-from tether.learning.config import Config
+from tether.learning.config import Config, When
 
 SENTIMENT: Final = "sentiment"
 LEXICON: Final = "lexicon"
@@ -25,6 +25,10 @@ WHAT_FITS: Final = (
 class RewardSettings(Config):
     """What decides how good a completion is."""
 
+    applies: ClassVar[dict[str, When | tuple[When, ...]]] = {
+        "reward_variance_weight": When("reward_combine", "mean-variance"),
+    }
+
     reward: tuple[str, ...] = ()
     """What to please: runs of `tether reward`; module:function, a Python function (prompts,
     completions, **columns) that returns a list of numbers; judge:positive, judge:harmless,
@@ -34,8 +38,15 @@ class RewardSettings(Config):
     sentiment if not given."""
     reward_weights: tuple[float, ...] = ()
     """Several rewards: their weights in a sum; if not given, reward_combine decides."""
-    reward_combine: Combine = "mean"
-    """How several rewards become one; lowest trusts the most sceptical."""
+    reward_combine: Combine | None = None
+    """How several rewards, or the members of a single run of `tether reward`, become one: mean;
+    lowest, which trusts the most sceptical; or mean-variance, the mean minus reward_variance_weight
+    times their variance. They must be on one scale, as reward models of `tether reward` are. If not
+    given, several rewards become their mean, and a single run combines its members as it was
+    trained to."""
+    reward_variance_weight: float = Field(default=VARIANCE_WEIGHT, ge=0)
+    """The price of a unit of the variance between rewards. Raising it trusts less what the rewards
+    disagree about (usual: 0.1 for PPO, 0.5 for best-of-n)."""
     reward_timeout: float | None = Field(None, gt=0)
     """Seconds that one call of a reward function may take before the run stops with an error; none
     waits as long as it takes. With it the function runs in a thread of its own."""
@@ -59,7 +70,7 @@ class RewardSettings(Config):
                 f"reward_weights has {len(weights)} numbers for {len(rewards)} rewards "
                 f"({', '.join(rewards)}); expected one for each"
             )
-        if weights and self.reward_combine != "mean":
+        if weights and self.reward_combine not in (None, "mean"):
             raise ValueError(
                 f"reward_combine is {self.reward_combine}, and reward_weights is given, which "
                 "makes a weighted sum; leave one of them out"

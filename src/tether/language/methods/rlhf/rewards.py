@@ -22,10 +22,11 @@ from tether.language.methods.rlhf.reward_settings import (
     WHAT_FITS,
     RewardSettings,
 )
+from tether.language.models.ensemble import COMBINES, VARIANCE_WEIGHT, Combine, combined, spread
 from tether.language.models.language_model import LanguageModel, same_tokens
 from tether.language.models.reward_function import FunctionScorer, RewardFunction, named_row
-from tether.language.models.reward_model import Combine, RewardModel
-from tether.language.models.scoring import Scorer, score_texts
+from tether.language.models.reward_model import RewardModel
+from tether.language.models.scoring import Reading, Scorer, score_texts
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +40,8 @@ class Ensemble:
 
     Source:
         Coste et al., "Reward model ensembles help mitigate overoptimization" (2023), section 3,
-        where "lowest" is called worst-case optimization. Weights and members that do not apply to
-        a row: as TRL's ``GRPOTrainer`` has them.
+        where "lowest" is called worst-case and "mean-variance" uncertainty-weighted optimization.
+        Weights and members that do not apply to a row: as TRL's ``GRPOTrainer`` has them.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Ensemble:
         scorers: Sequence[Scorer],
         combine: Combine = "mean",
         *,
+        variance_weight: float = VARIANCE_WEIGHT,
         weights: Sequence[float] = (),
         names: Sequence[str] = (),
     ) -> None:
@@ -55,7 +57,9 @@ class Ensemble:
 
         Args:
             scorers: at least one; without weights of comparable scales.
-            combine: "mean", or "lowest", which trusts the most sceptical.
+            combine: "mean"; "lowest", which trusts the most sceptical; or "mean-variance", the mean
+                less the variance times `variance_weight`.
+            variance_weight: see `combine`.
             weights: of a sum, instead of `combine`.
             names: of the scorers; numbers if not given.
 
@@ -64,8 +68,8 @@ class Ensemble:
         """
         if not scorers:
             raise UserError("an ensemble of no scorers cannot score; give at least one")
-        if combine not in ("mean", "lowest"):
-            raise UserError(f"combine is {combine!r}; expected 'mean' or 'lowest'")
+        if combine not in COMBINES:
+            raise UserError(f"combine is {combine!r}; expected one of {', '.join(COMBINES)}")
         if weights and len(weights) != len(scorers):
             raise UserError(
                 f"reward_weights has {len(weights)} numbers for {len(scorers)} rewards; expected "
@@ -73,48 +77,45 @@ class Ensemble:
             )
         self.scorers = tuple(scorers)
         self.combine = combine
+        self.variance_weight = variance_weight
         self.weights = tuple(weights)
         self.names = _metric_names(names or [str(place) for place in range(len(scorers))])
 
     def __call__(self, items: Sequence[Completion]) -> NDArray[np.float64]:
         """What the members' scores come to; (N,)."""
-        return self.total(self.members(items), items)
+        return self.read(items).total
 
-    def members(self, items: Sequence[Completion]) -> NDArray[np.float64]:
-        """Each member's scores, NaN where a function does not apply; (members, N).
+    def read(self, items: Sequence[Completion]) -> Reading:
+        """Each member's scores, what they come to, and how far they are apart.
+
+        Rewards with weights are no ensemble, so they have no spread; a single reward model of
+        several members has theirs.
 
         Raises:
-            RewardError: a member gave something else than a finite number for each completion.
+            RewardError: a member gave something else than a finite number for each completion, or
+                no member applies to one of them.
         """
-        found = []
+        found, alone = [], None
         for name, scorer in zip(self.names, self.scorers, strict=True):
-            scores = np.asarray(scorer(items), np.float64)
-            if scores.shape != (len(items),):
-                raise RewardError(
-                    f"the reward {name} gave an array of shape {scores.shape} for {len(items)} "
-                    f"completions; expected ({len(items)},)"
-                )
-            bad = np.flatnonzero(~np.isfinite(scores))
-            if len(bad) and not isinstance(scorer, FunctionScorer):
-                raise RewardError(
-                    f"the reward {name} gave {scores[bad[0]]} for {named_row(items, int(bad[0]))}; "
-                    "expected finite numbers"
-                )
+            if isinstance(scorer, RewardModel):
+                each = scorer.member_scores(items)
+                scores = scorer.together(each).astype(np.float64)
+                alone = each.T
+            else:
+                scores = np.asarray(scorer(items), np.float64)
+            _check(name, scorer, scores, items)
             found.append(scores)
-        return np.stack(found)
+        members = np.stack(found)
+        if len(found) == 1:
+            apart = members if alone is None else alone
+        else:
+            apart = np.full_like(members, np.nan) if self.weights else members
+        return Reading(self._total(members, items), members, spread(apart))
 
-    def total(
+    def _total(
         self, scores: NDArray[np.float64], items: Sequence[Completion]
     ) -> NDArray[np.float64]:
-        """The weighted sum, the mean or the lowest of the members that apply; (N,).
-
-        Args:
-            scores: as :meth:`members` gives them.
-            items: the completions, named in errors.
-
-        Raises:
-            RewardError: no member applies to one of the completions.
-        """
+        """What the scores of the members that apply come to; (N,)."""
         there = ~np.isnan(scores)
         nobody = np.flatnonzero(~there.any(axis=0))
         if len(nobody):
@@ -127,11 +128,25 @@ class Ensemble:
         if self.weights:
             weighted = scores * np.array(self.weights)[:, None]
             total: NDArray[np.float64] = np.where(there, weighted, 0.0).sum(axis=0)
-        elif self.combine == "mean":
-            total = np.where(there, scores, 0.0).sum(axis=0) / there.sum(axis=0)
-        else:
-            total = np.where(there, scores, np.inf).min(axis=0)
-        return total
+            return total
+        return combined(scores, self.combine, self.variance_weight)
+
+
+def _check(
+    name: str, scorer: Scorer, scores: NDArray[np.float64], items: Sequence[Completion]
+) -> None:
+    """Raises a RewardError unless a member gave a finite number for each completion."""
+    if scores.shape != (len(items),):
+        raise RewardError(
+            f"the reward {name} gave an array of shape {scores.shape} for {len(items)} "
+            f"completions; expected ({len(items)},)"
+        )
+    bad = np.flatnonzero(~np.isfinite(scores))
+    if len(bad) and not isinstance(scorer, FunctionScorer):
+        raise RewardError(
+            f"the reward {name} gave {scores[bad[0]]} for {named_row(items, int(bad[0]))}; "
+            "expected finite numbers"
+        )
 
 
 def open_scorer(
@@ -149,7 +164,8 @@ def open_scorer(
         rows: the prompts and columns that reward functions read.
 
     Raises:
-        UserError: there is no reward, or a name is neither known nor a run of `tether reward`.
+        UserError: there is no reward, or a name is neither known nor a run of `tether reward`, or
+            there is only one score to combine.
     """
     if given is None:
         judged = [name if is_judge_name(name) else None for name in settings.reward]
@@ -170,9 +186,49 @@ def open_scorer(
             scorers.append(FunctionScorer(item, tokenizer, rows, settings.reward_timeout))
         else:
             scorers.append(item or _open(name, language_model))
+    combine, weight = settings.reward_combine, settings.reward_variance_weight
+    if combine is not None:
+        scorers = _combining(scorers, given.names, combine, weight)
     return Ensemble(
-        scorers, settings.reward_combine, weights=settings.reward_weights, names=given.names
+        scorers,
+        combine or "mean",
+        variance_weight=weight,
+        weights=settings.reward_weights,
+        names=given.names,
     )
+
+
+def _combining(
+    scorers: Sequence[Scorer], names: Sequence[str], combine: Combine, weight: float
+) -> list[Scorer]:
+    """The same scorers; of a single reward model the members are combined as is asked for."""
+    if len(scorers) > 1:
+        _warn_of_scales(scorers, names, combine)
+        return list(scorers)
+    (only,) = scorers
+    if isinstance(only, RewardModel) and only.members > 1:
+        return [only.combining(combine, weight)]
+    if combine == "mean":
+        return [only]
+    raise UserError(
+        f"reward_combine is {combine}, and the reward {names[0]} is a single score; give several "
+        "rewards, or a run of `tether reward --members K`"
+    )
+
+
+def _warn_of_scales(scorers: Sequence[Scorer], names: Sequence[str], combine: Combine) -> None:
+    """Warns where the lowest of several scores, or their variance, says little."""
+    raw = [
+        name
+        for name, scorer in zip(names, scorers, strict=True)
+        if not (isinstance(scorer, RewardModel) and scorer.normalized)
+    ]
+    if raw and combine != "mean":
+        logger.warning(
+            "warning: reward_combine is %s, which compares scores, and those of %s have a scale of "
+            "their own; expected runs of `tether reward`, whose scores have mean 0 and deviation 1",
+            *(combine, " and ".join(raw)),
+        )
 
 
 def members_of(scorer: Scorer) -> tuple[Scorer, ...]:
