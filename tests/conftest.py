@@ -1,8 +1,11 @@
 """JAX reads its settings once: tether's own must be in place before any test starts it."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 # The tests compile some two thousand programs and run most of them for a moment; JAX's own tests
 # are run like this. Give 0 to test what users run.
@@ -17,6 +20,18 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 configure_jax()
+
+
+@pytest.fixture
+def optimized() -> Iterator[None]:
+    """Compiles as for users: for what holds to the last bit, and for images."""
+    import jax
+
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -197,6 +197,7 @@ def test_what_is_shown_is_copied(
     assert score >= (0.8 if isinstance(space, spaces.Box) else 0.95)
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize(
     ("space", "show"),
     [

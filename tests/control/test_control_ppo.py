@@ -51,6 +51,7 @@ def same_bits(ours: Any, theirs: Any) -> bool:
     return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs)
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize(
     ("space", "show"),
     [

@@ -15,8 +15,8 @@ def found(tmp_path_factory):
     out = tmp_path_factory.mktemp("hacking")
     config = hacking.HackingConfig(
         grounds=("boat-race",),
-        arms=("proxy", "true", "repaired", "kl", "budget"),
-        seeds="0-1",
+        arms=("proxy", "true", "repaired", "budget"),
+        seeds="1000-1000",
         budget=0.35,
         episodes=8,
         films=True,
@@ -35,8 +35,8 @@ def test_the_boat_is_hacked_and_the_repaired_one_is_not(found) -> None:
     ground = found["grounds"]["boat-race"]
     arms = ground["arms"]
     assert abs(ground["random"]["truth"]) < 5
-    assert arms["proxy"]["hacked"] == [True, True]
-    assert arms["repaired"]["hacked"] == [False, False]
+    assert arms["proxy"]["hacked"] == [True]
+    assert arms["repaired"]["hacked"] == [False]
     assert arms["proxy"]["proxy"]["mean"] > ground["reference"]["proxy"]
     assert arms["true"]["truth"]["mean"] == ground["reference"]["truth"] > 60
 
@@ -48,7 +48,7 @@ def test_the_budget_is_kept(found) -> None:
         for trial in found["trials"].values()
         if trial["settings"]["arm"] == "budget"
     ]
-    assert len(kls) == 2
+    assert len(kls) == 1
     assert all(0 < kl <= budget for kl in kls)
 
 
