@@ -9,8 +9,8 @@ From one SFT model:
     null       a reward model of labels that always say "the first", then PPO: must earn nothing
 
 A training ends as soon as its policy is a given number of nats away from SFT, so that no arm wins
-by having gone further. The gold scorer and VADER, which no arm and no judge has learned from, compare
-the policies on held-out prompts; the judge never does.
+by having gone further. The gold scorer and VADER compare the policies on held-out prompts: no judge
+has learned from either, and no arm from VADER. The judge never evaluates.
 
 Source:
     Lee et al., "RLAIF: Scaling reinforcement learning from human feedback with AI feedback" (2023),
@@ -29,12 +29,10 @@ from pydantic import Field, field_validator
 
 from tether.language.evaluation.texts import words_of
 from tether.language.judge.judgements import with_cache
-from tether.language.judge.opening import judge_settings, lasting_judge_name
-from tether.language.judge.reward import JudgeReward
-from tether.language.judge.server import is_url
+from tether.language.judge.opening import lasting_judge_name
+from tether.language.judge.reward import JudgeReward, check_judge
 from tether.language.methods.dpo.losses import DPOConfig
-from tether.language.models.files import find_folder
-from tether.language.models.from_run import is_run, load_reward_model
+from tether.language.models.from_run import load_reward_model
 from tether.language.models.language_model import LanguageModel
 from tether.language.models.scoring import Scorer, score_function
 from tether.language.reviews.prompts import prefixes
@@ -71,6 +69,8 @@ class RLAIFConfig(SentimentConfig):
     texts a second on one core."""
     held_out_pairs: int = Field(default=150, ge=2)
     """Pairs of continuations of other prompts, on which labels and reward models are measured."""
+    reward_epochs: float = Field(default=1.0, gt=0)
+    """Passes of the reward models over the pairs, in each of which a continuation is met in two."""
     judge: str = "judge:positive"
     """Who labels, and who rewards directly: judge:ATTRIBUTE, judge:FILE.toml or
     judge:ATTRIBUTE@MODEL, as for `tether rlhf --reward`."""
@@ -135,18 +135,6 @@ def run(
     )
     said, results = in_stages(config, out, stages, workers=workers, cluster=cluster)
     return report.write(out, config.dump(), said, results)
-
-
-def check_judge(name: str) -> None:
-    """Checks that a judge can be asked for scores and labels, before anything is written.
-
-    Raises:
-        UserError: there is no such judge or model, or it compares pairs.
-    """
-    JudgeReward(name)
-    model = judge_settings(name).model
-    if not is_url(model) and not is_run(model):
-        find_folder(model)
 
 
 def compare(settings: Mapping[str, Any], place: Path) -> Result:

@@ -198,7 +198,7 @@ def _draw_rates(axes: Any, found: Mapping[str, Any]) -> None:
     axes.set_ylim(len(ARMS) - 0.5, -0.5)
     axes.set_yticks(range(len(ARMS)), list(ARMS), fontsize=9)
     axes.set_title("win rate against SFT, 95 %", fontsize=10)
-    axes.legend(fontsize=8, frameon=False, loc="lower left")
+    axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2)
     axes.spines[["top", "right"]].set_visible(False)
 
 
