@@ -201,7 +201,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     axes.set_xticks(range(len(RATES)), list(RATES.values()), fontsize=9)
     axes.set_ylim(0, 1)
     axes.set_title("share of the answers; 95 %, every seed a dot", fontsize=10)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3)
     axes = panels[1]
     for number, one in enumerate(found["against_sft"].values()):
         for shift, (key, marker) in enumerate((("difference", "o"), ("matched_difference", "s"))):
@@ -211,7 +211,10 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     axes.axvline(0.0, color="0.6", lw=0.8, ls=":")
     axes.set_yticks(range(len(found["against_sft"])), list(found["against_sft"]), fontsize=9)
     axes.set_ylim(len(found["against_sft"]) - 0.5, -0.5)
-    axes.set_title("harmless rate − SFT's (● as it is, ■ at equal length)", fontsize=10)
+    for marker, what in (("o", "as they are"), ("s", "at equal length")):
+        axes.plot([], [], marker, color="0.4", ms=5, label=what)
+    axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2)
+    axes.set_title("harmless rate minus SFT's, 95 %", fontsize=10)
     for one in panels:
         one.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)

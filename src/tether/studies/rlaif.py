@@ -189,7 +189,8 @@ def score(settings: Mapping[str, Any], place: Path) -> Result:
         rewards([item for pair in measured for item in pair.as_completions()]), np.float64
     ).reshape(-1, 2)
     gold = np.array([pair.label for pair in measured])
-    right = np.where(gold == 0.5, 0.5, (scores[:, 0] > scores[:, 1]) == (gold > 0.5))
+    # Equal scores have guessed.
+    right = 0.5 + 0.5 * np.sign(scores[:, 0] - scores[:, 1]) * np.sign(gold - 0.5)
     return {
         "accuracy": float(right[gold != 0.5].mean()) if (gold != 0.5).any() else None,
         "mean_label": float(np.mean([pair.label for pair in pairs])),
