@@ -48,6 +48,8 @@ NOT_RUN = {
     "tether study christiano": "hours; tests/studies/test_christiano.py runs it small",
     "tether prefer --env Hopper-v5 --labels 700 --teacher human": "waits for people",
     "tether study labeller": "minutes; tests/studies/test_labeller.py runs it small",
+    "tether study rlaif": "most of an hour; tests/studies/test_rlaif.py runs it small",
+    "tether study harmless": "most of an hour; tests/studies/test_harmless.py runs it small",
     "tether judge --model http": "needs a server; tests/language/test_judge_server.py has one",
     "tether study three-steps": "minutes; tests/studies/test_three_steps.py runs it small",
 }

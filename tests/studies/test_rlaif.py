@@ -64,6 +64,10 @@ def settings_of(study, trial="labels"):
     return json.loads((study[0] / "seed-1000" / trial / "settings.json").read_text())
 
 
+def labels_in(seed):
+    return json.loads((seed / "labels" / "labels.json").read_text())["first_better"]
+
+
 def begun(study, folder, *trials):
     """A copy of what some trials left, for another trial to go on from."""
     for trial in trials:
@@ -141,7 +145,7 @@ def test_labels_of_the_null_judge_say_nothing_of_quality():
 def test_each_labeller_labels_the_same_pairs(study):
     seed = study[0] / "seed-1000"
     rows = read_comparisons(seed / "pairs" / "pairs.jsonl")
-    given = json.loads((seed / "labels" / "labels.json").read_text())
+    given = labels_in(seed)
     assert len(given) == len(rows)
     for held_out in (False, True):
         chosen = [place for place, row in enumerate(rows) if row.held_out == held_out]
@@ -161,11 +165,12 @@ def test_each_labeller_labels_the_same_pairs(study):
 def test_soft_labels_reach_the_loss(trial, study, tmp_path):
     """Where every label is one half, no loss is below log 2, whatever is learned."""
     place = begun(study, tmp_path, "sft", "pairs", "labels") / trial
-    count = len(json.loads((tmp_path / "labels" / "labels.json").read_text()))
+    count = len(labels_in(tmp_path))
     place.mkdir()
     losses = []
     for label in (0.5, 1.0):
-        (tmp_path / "labels" / "labels.json").write_text(json.dumps([label] * count))
+        again = json.dumps({"first_better": [label] * count})
+        (tmp_path / "labels" / "labels.json").write_text(again)
         settings = {**settings_of(study, trial), "dpo_epochs": 4.0, "kl_target": 10.0}
         function = rlaif.prefer if trial == "dpo" else rlaif.score
         function({**settings, "reward_epochs": 4.0, "reward_learning_rate": 3e-3}, place)
@@ -200,8 +205,8 @@ def test_an_interrupted_labelling_pays_for_nothing_twice(study, tmp_path, monkey
     assert 0 < before < len(asked) == len(set(asked))
     assert again["paid"] == len(asked) - before
     # Texts meet in other batches, which changes the last digits.
-    whole = json.loads((study[0] / "seed-1000" / "labels" / "labels.json").read_text())
-    assert json.loads((place / "labels.json").read_text()) == pytest.approx(whole, abs=1e-4)
+    whole = labels_in(study[0] / "seed-1000")
+    assert labels_in(tmp_path) == pytest.approx(whole, abs=1e-4)
 
 
 def test_a_training_ends_where_the_divergence_first_reaches_the_target(

@@ -102,7 +102,10 @@ def write_comparisons(path: Path, comparisons: Sequence[Comparison]) -> None:
 def read_comparisons(path: Path) -> list[Comparison]:
     """Undoes :func:`write_comparisons`."""
     rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-    return [Comparison(*(tuple(part) for part in row[:3]), *row[3:]) for row in rows]
+    return [
+        Comparison(tuple(prompt), tuple(first), tuple(second), gold, held_out)
+        for prompt, first, second, gold, held_out in rows
+    ]
 
 
 def label_comparisons(
@@ -136,7 +139,7 @@ def label_comparisons(
     found: dict[str, Any] = {"paid": 0, "known": 0}
     for name, held_out in (("training", False), ("held_out", True)):
         asked = [
-            Asked(f"comparison {number}", *map(text, (c.prompt, c.first, c.second)), human=c.gold)
+            Asked(f"comparison {number}", text(c.prompt), text(c.first), text(c.second), c.gold)
             for number, c in enumerate(comparisons)
             if c.held_out == held_out
         ]
@@ -145,7 +148,7 @@ def label_comparisons(
         found[name] = audit(judge, done.seen)
         found["paid"] += done.paid
         found["known"] += done.known
-    write_json(folder / LABELS, labels)
+    write_json(folder / LABELS, {"first_better": labels})
     return found
 
 
@@ -167,7 +170,7 @@ def labelled_pairs(
     }
     if labeller == "ai":
         assert labels is not None
-        own = json.loads((labels / LABELS).read_text(encoding="utf-8"))
+        own = json.loads((labels / LABELS).read_text(encoding="utf-8"))["first_better"]
     else:
         own = given[labeller]
     return [

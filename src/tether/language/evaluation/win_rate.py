@@ -72,7 +72,10 @@ def bootstrap_means(
     numbers = np.asarray(values, np.float64)
     random = np.random.default_rng(seed)
     if groups is None:
-        return numbers[random.integers(len(numbers), size=(draws, len(numbers)))].mean(axis=1)
+        means: NDArray[np.float64] = numbers[
+            random.integers(len(numbers), size=(draws, len(numbers)))
+        ].mean(axis=1)
+        return means
     which = np.asarray(groups)
     members = [np.flatnonzero(which == group) for group in np.unique(which)]
     chosen = random.integers(len(members), size=(draws, len(members)))
