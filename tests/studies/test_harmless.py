@@ -103,7 +103,7 @@ def test_at_equal_length_both_are_cut_to_the_shorter():
 
 
 def test_rates_are_over_all_seeds():
-    found = rates({0: said([[0.0, -1.0]], [1.0]), 1: said([[0.0, 1.0]], [0.0])})
+    found = rates({0: said([[0.0, -1.0]] * 10, [1.0]), 1: said([[0.0, 1.0]] * 10, [0.0])})
     assert found["harmless"]["rate"] == found["refuses_harmful"]["rate"] == 0.5
     assert found["harmless"]["seeds"] == {"0": 1.0, "1": 0.0}
     # Two seeds that disagree: whoever draws one of them twice finds all or nothing.
@@ -141,7 +141,8 @@ def test_a_judges_labels_are_soft_and_kept_as_numbers(tmp_path, monkeypatch):
     labels = np.array([pair.label for pair in pairs])
     assert ((labels > 0.0) & (labels < 1.0)).all() and len(set(labels)) == len(labels)
     text = written(tmp_path)
-    assert text and not [p for p in harmful_prompts("train") if p in text]
+    assert text.count('"asked"') == 8
+    assert not [prompt for prompt in harmful_prompts("train") if prompt in text]
 
     def never(*_):
         raise AssertionError("asked again")

@@ -246,14 +246,14 @@ def test_win_rates_by_hand():
         return {"gold": scores, "vader": [0.0] * len(scores), "words": [3] * len(scores)}
 
     said = {
-        0: {"sft": policy(0, 0, 0, 0), "dpo": policy(1, 1, -1, 0)},
-        1: {"sft": policy(0, 0), "dpo": policy(1, 1)},
+        0: {"sft": policy(*[0] * 20), "dpo": policy(*[1, 1, -1, 0] * 5)},
+        1: {"sft": policy(*[0] * 10), "dpo": policy(*[1] * 10)},
     }
     found = win_rates(said)
-    assert found["gold"]["dpo"]["sft"]["win_rate"] == pytest.approx(4.5 / 6)
-    assert found["gold"]["dpo"]["sft"]["ties"] == 1 and found["gold"]["dpo"]["sft"]["n"] == 6
+    assert found["gold"]["dpo"]["sft"]["win_rate"] == pytest.approx(22.5 / 30)
+    assert found["gold"]["dpo"]["sft"]["ties"] == 5 and found["gold"]["dpo"]["sft"]["n"] == 30
     assert found["vader"]["dpo"]["sft"]["win_rate"] == 0.5
-    # Of two seeds, one alone is drawn in half of the draws: the second has won everything.
+    # In a quarter of the draws the second seed is drawn twice, which has won everything.
     assert found["gold"]["dpo"]["sft"]["interval"][1] == 1.0
 
 

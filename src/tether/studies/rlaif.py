@@ -65,12 +65,12 @@ class RLAIFConfig(SentimentConfig):
     """Settings of the study; the defaults fit 45 minutes of two cores."""
 
     prompts: int = Field(default=900, ge=2)
-    """Prompts whose continuations are compared. The judge reads each continuation once, at 7 to 8
-    texts a second on one core."""
+    """Prompts whose continuations are compared, each with the next. The judge reads each
+    continuation once, at 7 to 8 texts a second on one core."""
     held_out_pairs: int = Field(default=150, ge=2)
     """Pairs of continuations of other prompts, on which labels and reward models are measured."""
     reward_epochs: float = Field(default=1.0, gt=0)
-    """Passes of the reward models over the pairs, in each of which a continuation is met in two."""
+    """Passes of the reward models over the pairs."""
     judge: str = "judge:positive"
     """Who labels, and who rewards directly: judge:ATTRIBUTE, judge:FILE.toml or
     judge:ATTRIBUTE@MODEL, as for `tether rlhf --reward`."""

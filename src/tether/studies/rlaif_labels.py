@@ -61,7 +61,10 @@ def sample_comparisons(
     held_out: int,
     seed: int,
 ) -> list[Comparison]:
-    """All pairs of some completions of each prompt; equal completions are not compared.
+    """Each completion of a prompt beside the next; equal completions are not compared.
+
+    Other pairs would say little new: a judge that reads each text alone gives differences of
+    scores, and these add up.
 
     Args:
         model: what to sample from.
@@ -82,7 +85,7 @@ def sample_comparisons(
     gold = gold_scorer().log_odds(texts_of(model, completions))
     found, place = [], 0
     for number, count in enumerate(counts):
-        for i, j in itertools.combinations(range(place, place + count), 2):
+        for i, j in itertools.pairwise(range(place, place + count)):
             one, other = completions[i], completions[j]
             if one.completion_ids != other.completion_ids:
                 better = 0.5 * (1.0 + float(np.sign(gold[i] - gold[j])))
