@@ -66,7 +66,7 @@ ROWS: Final = 32
 
 
 class HarmlessConfig(LanguageStudyConfig):
-    """Settings of the study; the defaults fit 45 minutes of two cores."""
+    """Settings of the study; the defaults are meant for 45 minutes of two cores."""
 
     model: str = SMOLLM2
     """A model that follows instructions: smollm2-135m-instruct, a folder, an id of the Hugging Face

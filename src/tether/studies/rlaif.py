@@ -62,7 +62,7 @@ SHOWN: Final = 3
 
 
 class RLAIFConfig(SentimentConfig):
-    """Settings of the study; the defaults fit 45 minutes of two cores."""
+    """Settings of the study; the defaults are meant for 45 minutes of two cores."""
 
     prompts: int = Field(default=900, ge=2)
     """Prompts whose continuations are compared, each with the next. The judge reads each
