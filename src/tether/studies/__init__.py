@@ -70,6 +70,14 @@ STUDIES: dict[str, Study] = {
         "every way to ask a small judge, beside human labels (Lee et al. 2023, RLAIF, table 2)",
         "tether.studies.labeller:command",
     ),
+    "rlaif": Study(
+        "labels by an AI beside true ones, at equal divergence (Lee et al. 2023, RLAIF)",
+        "tether.studies.rlaif:command",
+    ),
+    "harmless": Study(
+        "harmless and refused answers before and after alignment, by people's harm scores",
+        "tether.studies.harmless:command",
+    ),
     "three-steps": Study(
         "a base model, tuned, by PPO on a reward model, by DPO (Ouyang et al. 2022, in miniature)",
         "tether.studies.three_steps:command",

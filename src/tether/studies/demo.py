@@ -55,7 +55,7 @@ def _control(options: DemoOptions) -> dict[str, Any]:
 
 def _language(options: DemoOptions) -> dict[str, Any]:
     from tether.studies import three_steps, three_steps_report
-    from tether.studies.sentiment_runs import folder_of
+    from tether.studies.language_runs import folder_of
 
     say("\nand now language: a base model, tuned, by PPO on a reward model, by DPO")
     folder = options.out / "language"

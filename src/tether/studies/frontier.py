@@ -37,6 +37,7 @@ from tether.learning.seeding import Stream, derived_seed
 from tether.studies import frontier_report as report
 from tether.studies import sentiment_runs as runs
 from tether.studies.command_line import carry_out
+from tether.studies.language_runs import Watch, frozen, in_stages, learn
 from tether.studies.sentiment import (
     Measured,
     SentimentConfig,
@@ -89,7 +90,7 @@ def run(
             of two kinds.
     """
     stages = (*runs.to_a_reward_model(tune), sweep)
-    said, results = runs.in_stages(config, out, stages, workers=workers, cluster=cluster)
+    said, results = in_stages(config, out, stages, workers=workers, cluster=cluster)
     return report.write(out, config.dump(), said, results)
 
 
@@ -122,13 +123,13 @@ def tune(settings: Mapping[str, Any], place: Path) -> Result:
 def reinforce(settings: Mapping[str, Any], place: Path) -> Result:
     """PPO on the learned or the gold reward, at one target of the divergence."""
     config = _config(settings)
-    reference = runs.frozen(runs.tuned_run(place), device=config.device)
+    reference = frozen(runs.tuned_run(place), device=config.device)
     if settings["reward"] == "gold":
         scorer = gold_rewards(reference)
     else:
         scorer = load_reward_model(place.parent / "reward" / "run", device=config.device)
     watch = _watch(config, reference, config.episodes)
-    runs.learn(
+    learn(
         place / "run",
         "rlhf",
         runs.ppo_config(
@@ -151,12 +152,12 @@ def reinforce(settings: Mapping[str, Any], place: Path) -> Result:
 def prefer(settings: Mapping[str, Any], place: Path) -> Result:
     """A policy learned from the pairs alone, by one of the offline losses."""
     config = _config(settings)
-    reference = runs.frozen(runs.tuned_run(place), device=config.device)
+    reference = frozen(runs.tuned_run(place), device=config.device)
     pairs = pairs_in(runs.rankings_of(place))
     steps = round(config.epochs * len(pairs))
     watch = _watch(config, reference, steps)
     chosen = {name: settings[name] for name in ("beta", "unlikelihood_alpha") if name in settings}
-    runs.learn(
+    learn(
         place / "run",
         "dpo",
         DPOConfig.load(
@@ -178,7 +179,7 @@ def prefer(settings: Mapping[str, Any], place: Path) -> Result:
 def choose(settings: Mapping[str, Any], place: Path) -> Result:
     """Best of N by the learned and by the gold reward, for every N from one set of samples."""
     config = _config(settings)
-    reference = runs.frozen(runs.tuned_run(place), device=config.device)
+    reference = frozen(runs.tuned_run(place), device=config.device)
     rewards = load_reward_model(place.parent / "reward" / "run", device=config.device)
     prompts = config.held_out_prompts(reference.tokenizer)[: config.best_of_prompts]
     most = max(BEST_OF)
@@ -219,9 +220,9 @@ def _measured(config: FrontierConfig, policy: LanguageModel, reference: Language
     return measure(policy, reference, prompts, new_tokens=config.new_tokens, seed=seed)
 
 
-def _watch(config: FrontierConfig, reference: LanguageModel, total: int) -> runs.Watch:
+def _watch(config: FrontierConfig, reference: LanguageModel, total: int) -> Watch:
     every = max(1, total // config.measurements)
-    return runs.Watch(every, lambda policy: _measured(config, policy, reference).summary())
+    return Watch(every, lambda policy: _measured(config, policy, reference).summary())
 
 
 def command(arguments: Sequence[str]) -> None:

@@ -42,6 +42,7 @@ from tether.learning.storage.durable import write_json
 from tether.studies import overoptimisation_report as report
 from tether.studies import sentiment_runs as runs
 from tether.studies.command_line import carry_out
+from tether.studies.language_runs import Watch, frozen, in_stages, learn
 from tether.studies.overoptimisation_truth import fluency_of_people, judge
 from tether.studies.sentiment import SentimentConfig, measure, pairs_in
 from tether.studies.trials import Result, Trial
@@ -157,7 +158,7 @@ def run(
         # Before anything is written, and before the user is kept waiting.
         find_folder(config.fluency)
     stages = (*runs.to_a_reward_model(tune)[:2], reward_models, sweep)
-    said, results = runs.in_stages(config, out, stages, workers=workers, cluster=cluster)
+    said, results = in_stages(config, out, stages, workers=workers, cluster=cluster)
     return report.write(out, config.dump(), said, results)
 
 
@@ -238,15 +239,15 @@ def reinforce(settings: Mapping[str, Any], place: Path) -> Result:
     """PPO on learned reward models, measured from the reference to the end."""
     config = _config(settings)
     arm = arms(config)[settings["arm"]]
-    reference = runs.frozen(runs.tuned_run(place), device=config.device)
+    reference = frozen(runs.tuned_run(place), device=config.device)
     models = [
         load_reward_model(place.parent / name_of(arm.size, member) / "run", device=config.device)
         for member in range(arm.members)
     ]
     scorer = Ensemble(models, arm.combine, variance_weight=config.variance_weight)
     measured = _Measurement(config, reference, scorer, place)
-    watch = runs.Watch(max(1, config.episodes // config.measurements), measured)
-    policy = runs.learn(
+    watch = Watch(max(1, config.episodes // config.measurements), measured)
+    policy = learn(
         place / "run",
         "rlhf",
         runs.ppo_config(config, **{"beta": 0.0, **arm.settings}),
@@ -302,7 +303,7 @@ class _Measurement:
 def choose(settings: Mapping[str, Any], place: Path) -> Result:
     """Best of n by every reward model and ensemble, for every n from one set of samples."""
     config = _config(settings)
-    reference = runs.frozen(runs.tuned_run(place), device=config.device)
+    reference = frozen(runs.tuned_run(place), device=config.device)
     prompts = config.held_out_prompts(reference.tokenizer)[: config.best_of_prompts]
     most = max(BEST_OF)
     sampled = generate(

@@ -11,38 +11,28 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from tether.language.data.tokens import Completion, Example, Pair, Ranking, collate
-from tether.language.models.from_run import Setup
 from tether.language.models.generation import generate
 from tether.language.models.language_model import LanguageModel
 from tether.language.models.logprobs import token_kl
 from tether.language.models.scoring import Scorer, score_texts
 from tether.language.reviews.prompts import gold_scorer, leading_ids, load_reviews, prefixes
-from tether.learning.config import Config
-from tether.learning.seeds import parse_seeds
 from tether.learning.storage.durable import replaced
-from tether.studies.seed_list import SeedList
+from tether.studies.language_runs import LanguageStudyConfig
 
 ROWS: Final = 64
 """Completions sampled or scored side by side."""
 
 
-class SentimentConfig(Config):
+class SentimentConfig(LanguageStudyConfig):
     """The settings that these studies share; the defaults fit ``tiny`` on two cores."""
 
-    model: str = "tiny"
-    """The base model: tiny, smollm2-135m-instruct, a folder, or an id of the Hugging Face hub."""
-    device: str = "cpu"
-    """Where models are placed, such as cpu or cuda."""
-    seeds: SeedList = "0-2"
-    """Seeds, such as 0-2 or 0,3,7; each decides everything random of a whole experiment: texts,
-    comparisons, trainings and samples. Seeds from 1000 on are for development."""
     new_tokens: int = Field(default=24, ge=1)
     """Tokens of a continuation. With more tokens the gold scorer is more certain, and everything
     takes longer."""
@@ -70,31 +60,6 @@ class SentimentConfig(Config):
     """Passes of the reward model over the comparisons."""
     episodes: int = Field(default=2560, ge=1)
     """Completions that PPO samples in training."""
-
-    @property
-    def seed(self) -> int:
-        """The seed, of settings that have one; those of every trial do.
-
-        Raises:
-            ValueError: there are several.
-        """
-        (seed,) = parse_seeds(self.seeds)
-        return seed
-
-    def of_seed(self, seed: int) -> Self:
-        """The same settings with one of the seeds."""
-        return self.model_copy(update={"seeds": f"{seed}-{seed}"})
-
-    def setup(self, model: str | Path | None = None) -> Setup:
-        """The model to begin with; None: the base."""
-        return Setup.load(
-            {
-                "model": str(model or self.model),
-                "data": None,
-                "device": self.device,
-                "seed": self.seed,
-            }
-        )
 
     def held_out_prompts(self, tokenizer: Any) -> list[list[int]]:
         """The prefixes on which policies are measured."""

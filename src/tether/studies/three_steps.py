@@ -29,6 +29,7 @@ from tether.studies import sentiment
 from tether.studies import sentiment_runs as runs
 from tether.studies import three_steps_report as report
 from tether.studies.command_line import carry_out
+from tether.studies.language_runs import Stage, frozen, in_stages, learn
 from tether.studies.sentiment import SentimentConfig, pairs_in
 from tether.studies.three_steps_report import POLICIES
 from tether.studies.trials import Result, Trial
@@ -64,26 +65,20 @@ def run(
         UserError: `out` holds a study with other settings, or cannot be written, or the seeds are
             of two kinds.
     """
-    stages: tuple[runs.Stage, ...] = (
-        *runs.to_a_reward_model(tune),
+    stages: tuple[Stage, ...] = (
+        *runs.to_a_reward_model(runs.tune_on_praise),
         lambda settings: [Trial("ppo", reinforce, settings), Trial("dpo", prefer, settings)],
         lambda settings: [Trial("judgement", judge, settings)],
     )
-    said, results = runs.in_stages(config, out, stages, workers=workers, cluster=cluster)
+    said, results = in_stages(config, out, stages, workers=workers, cluster=cluster)
     return report.write(out, config.dump(), said, results)
-
-
-def tune(settings: Mapping[str, Any], place: Path) -> Result:
-    """Step 1: imitate those who liked the film."""
-    runs.tune(ThreeStepsConfig.load(settings), place, positive=True)
-    return {}
 
 
 def reinforce(settings: Mapping[str, Any], place: Path) -> Result:
     """Step 3: PPO on the learned reward."""
     config = ThreeStepsConfig.load(settings)
     rewards = load_reward_model(place.parent / "reward" / "run", device=config.device)
-    runs.learn(
+    learn(
         place / "run",
         "rlhf",
         runs.ppo_config(config, beta=config.ppo_beta),
@@ -99,7 +94,7 @@ def prefer(settings: Mapping[str, Any], place: Path) -> Result:
     """Steps 2 and 3 in one: DPO."""
     config = ThreeStepsConfig.load(settings)
     pairs = pairs_in(runs.rankings_of(place))
-    runs.learn(
+    learn(
         place / "run",
         "dpo",
         DPOConfig.load({**config.optimization(), "beta": config.dpo_beta}),
@@ -113,7 +108,7 @@ def prefer(settings: Mapping[str, Any], place: Path) -> Result:
 def judge(settings: Mapping[str, Any], place: Path) -> Result:
     """All policies on the same held-out prompts, before the gold scorer."""
     config = ThreeStepsConfig.load(settings)
-    reference = runs.frozen(runs.tuned_run(place), device=config.device)
+    reference = frozen(runs.tuned_run(place), device=config.device)
     prompts = config.held_out_prompts(reference.tokenizer)
     measured = {
         name: sentiment.measure(
@@ -157,4 +152,4 @@ def command(arguments: Sequence[str]) -> None:
 def _policy(config: ThreeStepsConfig, name: str, place: Path) -> LanguageModel:
     if name == "base":
         return config.setup().load_model()
-    return runs.frozen(place.parent / name / "run", device=config.device)
+    return frozen(place.parent / name / "run", device=config.device)

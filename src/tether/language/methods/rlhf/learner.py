@@ -156,7 +156,8 @@ class RLHFLearner(LanguageLearner):
 
     def callbacks(self) -> list[Callback]:
         """What a run of this learner should keep beside numbers: some of its completions."""
-        return [SampleTable(self.language_model.tokenizer)]
+        count = self.config.kept_samples
+        return [SampleTable(self.language_model.tokenizer, count=count)] if count else []
 
     def iterate(self) -> Metrics:
         """One rollout and its updates.
