@@ -34,7 +34,8 @@ def test_trainings_are_drawn_before_their_answers():
     values, groups = [1.0] * 30 + [0.0] * 30, [7] * 30 + [9] * 30
     drawn = bootstrap_means(values, groups, draws=8000)
     shares = [float((drawn == mean).mean()) for mean in (0.0, 0.5, 1.0)]
-    assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.02) and sum(shares) == 1.0
+    assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.02)
+    assert sum(shares) == pytest.approx(1.0)
     # Without trainings the same values are nearly certain.
     assert bootstrap_means(values, draws=8000).std() == pytest.approx(0.5 / np.sqrt(60), rel=0.05)
     # A mean of group means of equal size: variance between / G + within / (G n).
