@@ -67,7 +67,7 @@ BUDGETS = {
     "train vpg": {"--total-steps": "2048", "--steps-per-iteration": "1024"},
     "train reinforce": {"--total-steps": "1024", "--steps-per-iteration": "512"},
     "train actor-critic": {"--total-steps": "512"},
-    "train bc": {"--evaluation-episodes": "1"},
+    "train bc": {"--evaluation-episodes": "1", "--total-steps": "2048"},
     "train cem": {"--total-steps": "1000", "--population": "8"},
     "prefer": {"--total-steps": "4096", "--labels": "8"},
     "resume": {"--total-steps": "4096"},
