@@ -48,10 +48,10 @@ Array = Any
 class ProximalConfig(OnPolicyConfig):
     """Settings of every PPO, whatever keeps its policy near the old one."""
 
-    gamma: float = Field(0.995, ge=0, le=1)
-    """The discount factor. Raising it looks further ahead and adds variance (usual: 0.98 to
-    0.999)."""
-    initial_log_std: float = 0.0
+    gamma: float = Field(0.99, ge=0, le=1)
+    """The discount factor. Raising it looks further ahead and adds variance (usual: 0.98 to 0.999;
+    0.998 suits tasks that never terminate)."""
+    initial_log_std: float = -0.5
     """The initial log standard deviation of every Box action. Raising it explores more."""
     epochs: int = Field(10, ge=1)
     """Passes over each batch. More passes reuse the data more and move further from the old
@@ -130,9 +130,8 @@ class PPO(OnPolicyLearner):
     objective: ClassVar[Callable[..., tuple[Array, dict[str, Array]]]] = staticmethod(clipped)
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         # The field defaults. Against `paper`: advantages recomputed every epoch (Tianshou;
-        # Andrychowicz et al. 2020, section 3.5), a smaller initial standard deviation (section 3.2
-        # there; docs/gaits.md says what a greater one does to HalfCheetah), and a discount factor
-        # that looks twice as far.
+        # Andrychowicz et al. 2020, section 3.5), and a smaller initial standard deviation (section
+        # 3.2 there; docs/gaits.md says what a greater one does to HalfCheetah).
         "default": {},
         # Schulman et al. 2017, table 3, with the normalization, annealing and gradient clipping of
         # OpenAI Baselines' ppo2 for MuJoCo. The paper's horizon of 2048 transitions is collected by
