@@ -215,7 +215,7 @@ def _evaluate_one(run: Path, options: EvaluateOptions, network: Any) -> dict[str
 
 @dataclass(frozen=True)
 class ListOptions:
-    """List what there is."""
+    """List the environments."""
 
     json: bool = False
     """Prints one JSON object as the last line of stdout."""

@@ -78,13 +78,13 @@ class OveroptimisationConfig(SentimentConfig):
     best_of_prompts: int = Field(default=32, ge=2)
     """Held-out prompts for best-of-n, each sampled 256 times."""
     price: float = Field(default=0.1, gt=0)
-    """The KL coefficient of the remedy that has one."""
+    """The KL coefficient of the remedy `price`."""
     budget: float = Field(default=5.0, gt=0)
     """The divergence of a sequence, in nats, at which the remedy with a budget ends."""
     clip: float = Field(default=0.5, gt=0)
     """The limit of the clipped scores, in standard deviations of the reward model's scores."""
     variance_weight: float = Field(default=0.5, ge=0)
-    """The price of a unit of the ensemble's variance."""
+    """The weight of the ensemble's variance."""
     patience: int = Field(default=2, ge=1)
     """Measurements without a new best truth after which the early stop ends training."""
 
@@ -94,7 +94,7 @@ class OveroptimisationConfig(SentimentConfig):
             raise ValueError(f"comparisons is {self.comparisons}; expected numbers of at least 2")
         if self.followed not in self.comparisons:
             raise ValueError(
-                f"followed is {self.followed}, which is none of comparisons {self.comparisons}"
+                f"followed is {self.followed}, which is not one of comparisons {self.comparisons}"
             )
         learned = self.prompts - math.ceil(_HELD_OUT * self.prompts)
         most = learned * math.comb(self.samples, 2)
@@ -368,7 +368,7 @@ def command(arguments: Sequence[str]) -> None:
     """`tether study overoptimisation`."""
     carry_out(
         "overoptimisation",
-        "Follow learned rewards until what was meant is lost, and what keeps it.",
+        "Optimize learned rewards until the true reward falls, and compare remedies.",
         OveroptimisationConfig,
         run,
         report.show,

@@ -188,7 +188,7 @@ def load_model(
 
     Raises:
         UserError: no such model, damaged or pickled files, another kind of model, a tokenizer
-            without an end-of-sequence token, or a device or dtype that is not to be had.
+            without an end-of-sequence token, or a device or dtype that is not available.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
@@ -300,7 +300,7 @@ def _device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(
-            f"device {name!r} is not to be had ({pretrained.one_line(error)}); expected cpu, or "
+            f"device {name!r} is not available ({pretrained.one_line(error)}); expected cpu, or "
             "cuda where there is a GPU and a PyTorch built for it"
         ) from None
     return device
