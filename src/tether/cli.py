@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments[0] == "train" and len(arguments) > 1 and _is_method("language", arguments[1]):
             raise UserError(
-                f"{arguments[1]} trains a language model and is a command of its own; give: tether "
+                f"{arguments[1]} trains a language model and is a separate command; give: tether "
                 f"{arguments[1]} --model M --data D"
             )
         _find(arguments[0])(arguments[1:])

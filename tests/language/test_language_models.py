@@ -259,7 +259,7 @@ def test_parts_that_do_not_fit_are_refused():
     seeing.config.is_causal = False
     for layer in seeing.model.layers:
         layer.self_attn.is_causal = False
-    with pytest.raises(UserError, match="tokens see those after them"):
+    with pytest.raises(UserError, match="tokens attend to later ones"):
         from_parts(seeing, tokenizer(), "bidirectional")
 
 

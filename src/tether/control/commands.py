@@ -76,7 +76,7 @@ def train(arguments: Sequence[str]) -> None:
         raise UserError("no METHOD given")
     method, rest = arguments[0], arguments[1:]
     if method == "prefer":
-        raise UserError("prefer is a command of its own; give: tether prefer --env ID --labels N")
+        raise UserError("prefer is a separate command; give: tether prefer --env ID --labels N")
     learner = find_method(METHODS, method)
     preset, file = peek(rest, "--preset") or "default", peek(rest, "--config")
     settings: dict[str, Any] = {}

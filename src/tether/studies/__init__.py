@@ -79,7 +79,7 @@ STUDIES: dict[str, Study] = {
         "tether.studies.harmless:command",
     ),
     "three-steps": Study(
-        "a base model, tuned, by PPO on a reward model, by DPO (Ouyang et al. 2022, in miniature)",
+        "base model, SFT, PPO on a reward model, DPO (Ouyang et al. 2022, in miniature)",
         "tether.studies.three_steps:command",
     ),
 }

@@ -208,7 +208,7 @@ def judge_settings(name: str) -> JudgeSettings:
     match = _NAME.fullmatch(name)
     if match is None:
         raise UserError(
-            f"the judge {name!r} has no name; expected judge:positive, judge:FILE.toml or "
+            f"the judge {name!r} names no attribute; expected judge:positive, judge:FILE.toml or "
             "judge:positive@MODEL"
         )
     named, model = match["attribute"], match["model"]
