@@ -228,10 +228,10 @@ def flip(pairs: Sequence[Pair], share: float, seed: int) -> list[Pair]:
     Whether the i-th pair is flipped depends on the seed and i alone, so that more pairs begin with
     fewer.
     """
-    dice = generator(seed, Stream.FLIPPED_LABELS).random(len(pairs))
+    draws = generator(seed, Stream.FLIPPED_LABELS).random(len(pairs))
     return [
-        Pair(pair.prompt_ids, pair.rejected_ids, pair.chosen_ids) if die < share else pair
-        for die, pair in zip(dice, pairs, strict=True)
+        Pair(pair.prompt_ids, pair.rejected_ids, pair.chosen_ids) if draw < share else pair
+        for draw, pair in zip(draws, pairs, strict=True)
     ]
 
 
@@ -265,7 +265,7 @@ def reinforce(settings: Mapping[str, Any], place: Path) -> Result:
 
 
 class _Measurement:
-    """What is measured of a policy, always on the same prompts and with the same dice."""
+    """What is measured of a policy, always on the same prompts and with the same random numbers."""
 
     def __init__(
         self, config: OveroptimisationConfig, reference: LanguageModel, scorer: Scorer, place: Path

@@ -70,7 +70,7 @@ class _Place:
 def label(arguments: Sequence[str]) -> None:
     """`tether label RUN|STORE`."""
     options = parse(LabelOptions, arguments, prog="tether label")
-    # Before anything is opened, a missing package is told.
+    # A missing package is reported before anything is opened.
     import fastapi  # noqa: F401
     import uvicorn
 
