@@ -35,7 +35,7 @@ COMMANDS: dict[str, Command] = {
         "METHOD --env ID", "train a policy in an environment", "tether.control.commands:train"
     ),
     "resume": Command(
-        "RUN", "go on with a run, bit for bit where it stopped", "tether.run_commands:resume"
+        "RUN", "continue a run, bit for bit from where it stopped", "tether.run_commands:resume"
     ),
     "evaluate": Command(
         "RUN",
@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments[0] == "train" and len(arguments) > 1 and _is_method("language", arguments[1]):
             raise UserError(
-                f"{arguments[1]} trains a language model and is a command of its own; give: tether "
+                f"{arguments[1]} trains a language model and is a separate command; give: tether "
                 f"{arguments[1]} --model M --data D"
             )
         _find(arguments[0])(arguments[1:])
@@ -226,7 +226,7 @@ def _help() -> str:
     lines += [
         "",
         "options:",
-        f"  {'-h, --help':28}show this, or with a command what it takes",
+        f"  {'-h, --help':28}show this; with a command, its options",
         f"  {'--version':28}show the version",
         "",
         "start here:  tether train ppo --env HalfCheetah-v5 --total-steps 300000",

@@ -97,7 +97,7 @@ def test_minari_datasets_are_read(
         load_demonstrations(folder, env.observation_space, head)
     assert "\n" not in str(caught.value)
     (folder / "data" / "metadata.json").write_text('{"env_spec": "{}"}')
-    with pytest.raises(UserError, match="do not say their spaces"):
+    with pytest.raises(UserError, match="do not record their spaces"):
         load_demonstrations(folder, env.observation_space, head)
 
 

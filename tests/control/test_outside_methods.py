@@ -81,7 +81,7 @@ def test_what_is_no_method_says_what_is_missing(tmp_path: Path) -> None:
 
 def test_a_run_takes_no_settings_when_it_is_resumed(tmp_path: Path) -> None:
     tether.train("ppo", "CartPole-v1", total_steps=128, out=tmp_path / "run", **TINY)
-    with pytest.raises(UserError, match=r"gamma means nothing to the run .* those it began with"):
+    with pytest.raises(UserError, match=r"gamma is no argument for the run .* those it began with"):
         tether.resume(tmp_path / "run", gamma=0.9)
 
 

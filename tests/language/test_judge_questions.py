@@ -80,7 +80,7 @@ def test_a_mode_or_style_that_the_file_does_not_have_is_refused(tmp_path):
         Judge.check(found, "pointwise", Style(shots=2))
     with pytest.raises(UserError, match="principles is asked for"):
         Judge.check(found, "pointwise", Style(principles=True))
-    with pytest.raises(UserError, match="asks nothing"):
+    with pytest.raises(UserError, match="has no questions"):
         attribute(tmp_path, 'name = "x"')
 
 

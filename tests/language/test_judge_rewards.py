@@ -97,7 +97,7 @@ def test_a_file_of_settings_names_a_judge(tmp_path):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("judge:", "has no name; expected judge:positive"),
+        ("judge:", "names no attribute; expected judge:positive"),
         ("judge:kind", "attribute is 'kind', which is no file and no attribute"),
         ("judge:none.toml", "which is no file|cannot read"),
     ],

@@ -112,7 +112,7 @@ def test_the_servers_own_pause_is_kept(chat):
 
 @pytest.mark.parametrize(
     ("fault", "said"),
-    [("strange", "top_logprobs of no known form"), ("nan", "log-probabilities that are none")],
+    [("strange", "malformed top_logprobs"), ("nan", "invalid log-probabilities")],
 )
 def test_probabilities_that_are_none_fail_for_this_text_alone(chat, fault, said):
     found = judge(chat, concurrency=1)

@@ -371,7 +371,7 @@ def test_measuring_changes_nothing_and_needs_the_reference():
     before = made.state()
     assert made.evaluate(made.held_out) == made.evaluate(made.held_out)
     assert equal_states(made.state(), before)
-    with pytest.raises(UserError, match="let go"):
+    with pytest.raises(UserError, match="no longer loaded"):
         made.evaluate(pairs(4, seed=8))
     kept = moved(prepared(model(), pairs(32), held_out=pairs(8, seed=3),
                           precompute_reference=False, **FAST), 2)  # fmt: skip

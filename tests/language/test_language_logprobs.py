@@ -453,7 +453,7 @@ def test_several_texts_in_a_row_are_refused_where_attention_cannot_part_them():
     packed = collate_packed([items], pad_id=0)
     model = language_model("llama", dtype=torch.float32)
     model.causal_lm.config.sliding_window = 4
-    with pytest.raises(UserError, match="does not let every token see all before it"):
+    with pytest.raises(UserError, match="does not let every token attend to all earlier ones"):
         token_log_probs(model, packed)
     model.causal_lm.config.sliding_window = 64
     token_log_probs(model, packed)

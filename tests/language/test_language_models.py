@@ -200,7 +200,7 @@ def test_names_that_lead_nowhere():
         load_model("./nowhere")
     with pytest.raises(UserError, match="dtype is 'int8'; expected one of float32"):
         load_model("./nowhere", dtype="int8")
-    with pytest.raises(UserError, match="device 'warp' is not to be had"):
+    with pytest.raises(UserError, match="device 'warp' is not available"):
         load_model("./nowhere", device="warp")
 
 
@@ -259,7 +259,7 @@ def test_parts_that_do_not_fit_are_refused():
     seeing.config.is_causal = False
     for layer in seeing.model.layers:
         layer.self_attn.is_causal = False
-    with pytest.raises(UserError, match="tokens see those after them"):
+    with pytest.raises(UserError, match="tokens attend to later ones"):
         from_parts(seeing, tokenizer(), "bidirectional")
 
 
@@ -446,7 +446,7 @@ def test_generator_goes_on_bit_for_bit():
     assert torch.equal(torch.rand(5, generator=one), torch.rand(5, generator=other))
 
 
-def test_missing_package_of_the_embedded_model_names_the_mend(monkeypatch):
+def test_missing_package_of_the_embedded_model_names_the_remedy(monkeypatch):
     def absent(name):
         raise importlib.metadata.PackageNotFoundError(name)
 

@@ -180,7 +180,7 @@ def test_templates_that_rewrite_earlier_turns_are_refused() -> None:
         "{% if loop.last or m['role'] != 'assistant' %}{{ m['content'] }}{% else %}...{% endif %}",
     )
     template = Template(bpe(forgetful))
-    with pytest.raises(UserError, match=r"renders earlier messages otherwise .* prompt and"):
+    with pytest.raises(UserError, match=r"renders earlier messages differently .* prompt and"):
         template.conversation(TURNS)
     # The last answer alone is met in use just as it is learned.
     assert template.completion_ids(TURNS[:4], "no")

@@ -99,7 +99,7 @@ class TestCorpus:
     def test_clean(self, raw, cleaned):
         assert clean(raw) == cleaned
 
-    def test_a_missing_package_is_told_with_its_mend(self, monkeypatch):
+    def test_a_missing_package_is_named_with_its_remedy(self, monkeypatch):
         def missing(name):
             raise importlib.metadata.PackageNotFoundError(name)
 

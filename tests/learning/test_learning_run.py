@@ -324,7 +324,7 @@ def test_a_learner_that_does_not_restore_itself_is_found_out(trained: Path) -> N
         def restore(self, state: object) -> None:
             self.weight = np.zeros(3)
 
-    with pytest.raises(RuntimeError, match="stands at step 0 after restoring a checkpoint of step"):
+    with pytest.raises(RuntimeError, match="is at step 0 after restoring a checkpoint of step"):
         Run.open(trained).resume(Forgetful(7))
     finish(trained)
 

@@ -346,7 +346,7 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"followed": 200}, "followed is 200, which is none of comparisons"),
+            ({"followed": 200}, "followed is 200, which is not one of comparisons"),
             ({"prompts": 100}, "comparisons has 6000, and 100 prompts give at most 270"),
             ({"comparisons": (), "followed": 2}, r"comparisons is \(\); expected numbers"),
         ],

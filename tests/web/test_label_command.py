@@ -115,7 +115,7 @@ def test_a_run_without_questions_yet_gets_its_store(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "the training has not asked yet; the page waits for it" in error
+    assert "the training has made no queries yet; the page waits for them" in error
     assert "ended; 0 labels are in" in error
     assert "Traceback" not in error
 

@@ -88,7 +88,7 @@ class Clips:
     def path(self, item: str, format: Format) -> Path:
         """Where the clip of an item is kept, made or not."""
         if not re.fullmatch("[0-9a-f]{32}", item):
-            raise UserError(f"{item[:40]!r} is no id of an item")
+            raise UserError(f"{item[:40]!r} is not the id of an item")
         return self.folder / f"{item}-{self.style.digest}.{format}"
 
     def make(self, segment: Segment, format: Format = "mp4") -> Path:
@@ -188,7 +188,7 @@ def _made_scene(env: str, env_kwargs: str, size: int) -> gym.Env[Any, Any]:
     world = drawn_environment(env, {**given, "width": size, "height": size})
     try:
         if not hasattr(world.unwrapped, "mujoco_renderer"):
-            raise UserError(f"{env} is no MuJoCo environment, so its segments cannot be shown")
+            raise UserError(f"{env} is not a MuJoCo environment, so its segments cannot be shown")
         prepare_scene(world)
         choose_renderer()
         world.reset(seed=0)

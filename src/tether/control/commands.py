@@ -76,7 +76,7 @@ def train(arguments: Sequence[str]) -> None:
         raise UserError("no METHOD given")
     method, rest = arguments[0], arguments[1:]
     if method == "prefer":
-        raise UserError("prefer is a command of its own; give: tether prefer --env ID --labels N")
+        raise UserError("prefer is a separate command; give: tether prefer --env ID --labels N")
     learner = find_method(METHODS, method)
     preset, file = peek(rest, "--preset") or "default", peek(rest, "--config")
     settings: dict[str, Any] = {}
@@ -215,7 +215,7 @@ def _evaluate_one(run: Path, options: EvaluateOptions, network: Any) -> dict[str
 
 @dataclass(frozen=True)
 class ListOptions:
-    """List what there is."""
+    """List the environments."""
 
     json: bool = False
     """Prints one JSON object as the last line of stdout."""

@@ -34,7 +34,7 @@ class InitialPolicy:
             raw: (T, N, *obs), its observations before normalization.
             seen: (T, N, *obs), the same after it.
             action: (T, N, *act), as it chose them.
-            coefficient: price of a nat, in units of `reward`.
+            coefficient: KL coefficient, in units of `reward` per nat.
 
         Returns:
             (T, N), see :func:`tether.objectives.kl_penalized_reward`.

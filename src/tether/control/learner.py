@@ -53,14 +53,14 @@ class OnPolicyConfig(PolicyConfig):
     """Clips every reward to this size before anything is learned from it; returns are reported
     unclipped (Atari: 1). None by default."""
     initial_kl_coefficient: float = Field(0.0, ge=0)
-    """The price of a nat of KL divergence from the policy that training began with (--init-from, or
-    the fresh one), in units of the reward. Raising it stays nearer; 0 has no price."""
+    """The KL coefficient: the reward lost per nat of divergence from the policy that training began
+    with (--init-from, or the fresh one). Raising it stays nearer; 0 has no penalty."""
     initial_kl_budget: float | None = Field(None, gt=0)
     """Training ends before an update whose policy would be further than this from the policy that
     training began with, in nats of KL divergence a step. No budget by default."""
     measure_initial_kl: bool = False
     """Measures `policy/initial_kl`, the KL divergence from the policy that training began with,
-    also without a price or a budget."""
+    also without a penalty or a budget."""
     stagger: bool = True
     """Cuts the first episodes of the environments at different times, so that the environments do
     not reach their episode limits at the same time."""

@@ -55,7 +55,7 @@ def load_minari(folder: Path, source_space: gym.Space[Any], head: ActionHead) ->
     if not described:
         # Minari would make the environment that the file names to ask it for them.
         raise UserError(
-            f"demonstrations {folder} do not say their spaces (an old Minari dataset); load and "
+            f"demonstrations {folder} do not record their spaces (an old Minari dataset); load and "
             "save them with a newer Minari"
         )
     observations, actions, lengths = [], [], []

@@ -43,7 +43,7 @@ def load_policy_folder(folder: str | Path) -> Policy:
     except UserError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise RunError(f"{path} holds no whole policy ({error!r}); export it again") from error
+        raise RunError(f"{path} holds no complete policy ({error!r}); export it again") from error
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -269,7 +269,7 @@ class Engine(ABC, Generic[LearnerT, TrainedT]):
         for name in given:
             if name not in known:
                 raise UserError(
-                    f"{name} means nothing to the run {run.path} of {run.method}, which takes "
+                    f"{name} is no argument for the run {run.path} of {run.method}, which takes "
                     f"{', '.join(known)}; its settings are those it began with"
                 )
 

@@ -164,7 +164,7 @@ class Run:
                     ) from error
             if learner.steps != position.steps:
                 raise RuntimeError(
-                    f"the learner stands at step {learner.steps} after restoring a checkpoint of "
+                    f"the learner is at step {learner.steps} after restoring a checkpoint of "
                     f"step {position.steps}"
                 )
             self._folder.set_aside_newer(position.steps)

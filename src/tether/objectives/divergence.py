@@ -238,7 +238,7 @@ def kl_penalized_reward(
 
 
 def ppo_adaptive_beta(beta: Scalar, kl: Scalar, target: Scalar) -> Scalar:
-    """The next price of a nat: halved when the policy moved too little, doubled when too much.
+    """The next KL coefficient: halved when the policy moved too little, doubled when too much.
 
     beta / 2 where kl < target / 1.5;   2 beta where kl > 1.5 target;   else beta
 
@@ -284,7 +284,7 @@ def kl_adaptive_step_size(rate: Scalar, kl: Scalar, target: Scalar) -> Scalar:
 def ziegler_adaptive_beta(
     beta: Scalar, kl: Scalar, target: Scalar, n: int, horizon: Scalar
 ) -> Scalar:
-    """The next price of a nat for a language model, by a proportional controller.
+    """The next KL coefficient of a language model, by a proportional controller.
 
     e = clip(kl / target - 1, -0.2, 0.2),   beta <- beta (1 + e n / horizon)
 

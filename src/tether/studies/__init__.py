@@ -59,11 +59,11 @@ STUDIES: dict[str, Study] = {
         "tether.studies.hacking:command",
     ),
     "frontier": Study(
-        "reward against divergence: DPO, PPO and their rivals (Rafailov et al. 2023, figure 2)",
+        "reward against divergence: DPO, PPO and baselines (Rafailov et al. 2023, figure 2)",
         "tether.studies.frontier:command",
     ),
     "overoptimisation": Study(
-        "gold reward against divergence, the turn, and what moves it (Gao et al. 2022)",
+        "gold reward against divergence, its peak, and what moves it (Gao et al. 2022)",
         "tether.studies.overoptimisation:command",
     ),
     "labeller": Study(
@@ -75,11 +75,11 @@ STUDIES: dict[str, Study] = {
         "tether.studies.rlaif:command",
     ),
     "harmless": Study(
-        "harmless and refused answers before and after alignment, by people's harm scores",
+        "harmless answers and refusals before and after alignment, by people's harm scores",
         "tether.studies.harmless:command",
     ),
     "three-steps": Study(
-        "a base model, tuned, by PPO on a reward model, by DPO (Ouyang et al. 2022, in miniature)",
+        "base model, SFT, PPO on a reward model, DPO (Ouyang et al. 2022, in miniature)",
         "tether.studies.three_steps:command",
     ),
 }

@@ -89,4 +89,4 @@ def show(found: Mapping[str, Any]) -> None:
         )
     console = Console(stderr=True)
     console.print(table)
-    console.print("Means over episodes of 8 seconds, in which the policy acts as it likes best.")
+    console.print("Means over episodes of 8 seconds, with the policy's most probable actions.")

@@ -34,7 +34,7 @@ from tether.studies.comparison_trials import (
 
 
 class CarelessConfig(ComparisonConfig):
-    """Settings of the study; fewer tasks, shares or seeds are a part of the whole, and kept."""
+    """Settings of the study; a part of it has fewer tasks, shares or seeds, and is kept."""
 
     envs: tuple[str, ...] = Field(
         default=("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"), min_length=1
@@ -45,8 +45,8 @@ class CarelessConfig(ComparisonConfig):
     labels: int = Field(default=700, ge=1)
     """The teacher's labels."""
     known_mistakes: bool = False
-    """Gives the reward model the teacher's share of mistakes (twice of which are a coin's toss), in
-    place of a tenth of coin's tosses whatever the teacher does."""
+    """Gives the reward model the teacher's share of mistakes (twice as many are random), in place
+    of a tenth of random answers whatever the teacher does."""
 
     @field_validator("mistakes")
     @classmethod

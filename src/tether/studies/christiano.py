@@ -52,7 +52,7 @@ out; here queries are uniform, and disagreement is the change."""
 
 
 class ChristianoConfig(ComparisonConfig):
-    """Settings of the study; fewer tasks, labels or seeds are a part of the whole, and kept."""
+    """Settings of the study; a part of it has fewer tasks, labels or seeds, and is kept."""
 
     envs: tuple[str, ...] = Field(default=TASKS, min_length=1)
     """Tasks, as Gymnasium ids."""

@@ -202,7 +202,7 @@ def _fetch(reference: Any, future: Future[Any]) -> None:
         reason = str(error).strip().splitlines()[0]
         future.set_exception(
             UserError(
-                f"the cluster gave a trial up: {reason}; give the command again to go on from its "
+                f"the cluster gave up a trial: {reason}; give the command again to go on from its "
                 "checkpoint"
             )
         )

@@ -15,7 +15,7 @@ from tether.studies.provenance import protocol_lines
 
 ADDRESS: Final = "local|HOST:PORT"
 CLUSTER: Final = (
-    "A Ray cluster that carries out the trials, one on each core, in place of workers: local, or "
+    "A Ray cluster that runs the trials, one on each core, in place of workers: local, or "
     "the address that `ray start --head` printed. All machines need the folder of the study."
 )
 
@@ -28,7 +28,7 @@ def carry_out(
     show: Callable[[dict[str, Any]], None],
     arguments: Sequence[str],
     *,
-    out: str = "Folder of the study; an unfinished one is gone on with.",
+    out: str = "Folder of the study; an unfinished one is continued.",
     workers: str | None = None,
     left: str = "figure: {out}/{name}.png; table: {out}/{name}.json",
 ) -> None:

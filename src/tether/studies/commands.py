@@ -32,10 +32,10 @@ def study(arguments: Sequence[str]) -> None:
 
 def _help() -> str:
     lines = ["usage: tether study NAME [--out DIR] [options]", "", "studies:"]
-    lines += [f"  {name:14}{study.summary}" for name, study in STUDIES.items()]
+    lines += [f"  {name:18}{study.summary}" for name, study in STUDIES.items()]
     lines += [
         "",
-        "A study stopped at any moment goes on where it was when its command is given again.",
+        "A study that was stopped continues when its command is given again.",
         "`tether study NAME --help` shows its options.",
     ]
     return "\n".join(lines)

@@ -57,7 +57,7 @@ def _language(options: DemoOptions) -> dict[str, Any]:
     from tether.studies import three_steps, three_steps_report
     from tether.studies.language_runs import folder_of
 
-    say("\nand now language: a base model, tuned, by PPO on a reward model, by DPO")
+    say("\nand now language: a base model; then SFT, PPO on a reward model, and DPO")
     folder = options.out / "language"
     found = three_steps.run(
         three_steps.ThreeStepsConfig(seeds=f"{options.seed}-{options.seed}"), folder

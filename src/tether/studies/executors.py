@@ -101,7 +101,7 @@ class Processes:
         self._pool.shutdown(wait=True, cancel_futures=True)
         if kind is not None and issubclass(kind, BrokenProcessPool):
             raise UserError(
-                "a process of the study was killed, perhaps for want of memory; give the command "
+                "a process of the study was killed, perhaps for lack of memory; give the command "
                 "again to go on, with fewer --workers if it happens again"
             ) from None
 

@@ -41,7 +41,7 @@ RANDOM_EPISODES: Final = 100
 
 
 class Figure3Config(Config):
-    """Settings of the study; fewer tasks, methods or seeds are a part of the whole, and kept."""
+    """Settings of the study; a part of it has fewer tasks, methods or seeds, and is kept."""
 
     envs: tuple[str, ...] = Field(default=MUJOCO, min_length=1)
     """Tasks, as Gymnasium ids."""

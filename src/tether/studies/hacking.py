@@ -54,7 +54,7 @@ class Ground(NamedTuple):
         start_reward: what the policy is paid that `start`, `kl`, `budget` and `honest` begin with.
             The truth of the covered sensor would not mind a robot that cleans blindly.
         start_steps: of that policy.
-        kl_coefficient: price of a nat.
+        kl_coefficient: reward lost per nat.
         kl_budget: nats a step.
         clip_reward: size to which rewards are clipped.
     """

@@ -21,7 +21,7 @@ ARMS: Final = {
     "true": "what was meant",
     "repaired": "the repaired reward",
     "start": "the proxy, from an honest start",
-    "kl": "… with a KL price",
+    "kl": "… with a KL penalty",
     "budget": "… within a KL budget",
     "honest": "repaired, from an honest start",
 }

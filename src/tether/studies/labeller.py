@@ -98,9 +98,9 @@ class LabellerConfig(Config):
     model: str = SMOLLM2
     """The model that judges, named as for `tether judge`."""
     pairs: int = Field(200, ge=4)
-    """Held-out pairs that each style labels that reads texts by themselves."""
+    """Held-out pairs for each style that reads one text at a time."""
     together: int = Field(80, ge=4)
-    """Held-out pairs that each style labels that reads two texts at once, or gives points."""
+    """Held-out pairs for each style that reads two texts at once, or gives points."""
     reasoned: int = Field(30, ge=4)
     """Held-out pairs that are labelled with a chain of thought."""
     development: int = Field(60, ge=4)

@@ -78,13 +78,13 @@ class OveroptimisationConfig(SentimentConfig):
     best_of_prompts: int = Field(default=32, ge=2)
     """Held-out prompts for best-of-n, each sampled 256 times."""
     price: float = Field(default=0.1, gt=0)
-    """The KL coefficient of the remedy that has one."""
+    """The KL coefficient of the remedy `price`."""
     budget: float = Field(default=5.0, gt=0)
     """The divergence of a sequence, in nats, at which the remedy with a budget ends."""
     clip: float = Field(default=0.5, gt=0)
     """The limit of the clipped scores, in standard deviations of the reward model's scores."""
     variance_weight: float = Field(default=0.5, ge=0)
-    """The price of a unit of the ensemble's variance."""
+    """The weight of the ensemble's variance."""
     patience: int = Field(default=2, ge=1)
     """Measurements without a new best truth after which the early stop ends training."""
 
@@ -94,7 +94,7 @@ class OveroptimisationConfig(SentimentConfig):
             raise ValueError(f"comparisons is {self.comparisons}; expected numbers of at least 2")
         if self.followed not in self.comparisons:
             raise ValueError(
-                f"followed is {self.followed}, which is none of comparisons {self.comparisons}"
+                f"followed is {self.followed}, which is not one of comparisons {self.comparisons}"
             )
         learned = self.prompts - math.ceil(_HELD_OUT * self.prompts)
         most = learned * math.comb(self.samples, 2)
@@ -228,10 +228,10 @@ def flip(pairs: Sequence[Pair], share: float, seed: int) -> list[Pair]:
     Whether the i-th pair is flipped depends on the seed and i alone, so that more pairs begin with
     fewer.
     """
-    dice = generator(seed, Stream.FLIPPED_LABELS).random(len(pairs))
+    draws = generator(seed, Stream.FLIPPED_LABELS).random(len(pairs))
     return [
-        Pair(pair.prompt_ids, pair.rejected_ids, pair.chosen_ids) if die < share else pair
-        for die, pair in zip(dice, pairs, strict=True)
+        Pair(pair.prompt_ids, pair.rejected_ids, pair.chosen_ids) if draw < share else pair
+        for draw, pair in zip(draws, pairs, strict=True)
     ]
 
 
@@ -265,7 +265,7 @@ def reinforce(settings: Mapping[str, Any], place: Path) -> Result:
 
 
 class _Measurement:
-    """What is measured of a policy, always on the same prompts and with the same dice."""
+    """What is measured of a policy, always on the same prompts and with the same random numbers."""
 
     def __init__(
         self, config: OveroptimisationConfig, reference: LanguageModel, scorer: Scorer, place: Path
@@ -368,7 +368,7 @@ def command(arguments: Sequence[str]) -> None:
     """`tether study overoptimisation`."""
     carry_out(
         "overoptimisation",
-        "Follow learned rewards until what was meant is lost, and what keeps it.",
+        "Optimize learned rewards until the true reward falls, and compare remedies.",
         OveroptimisationConfig,
         run,
         report.show,

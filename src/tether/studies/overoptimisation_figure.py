@@ -14,8 +14,8 @@ from tether.studies.dots import draw_dots
 from tether.studies.overoptimisation_fits import Form, curve
 
 _REMEDIES: Final = {
-    "price": "price of a nat",
-    "budget": "budget of nats",
+    "price": "KL penalty",
+    "budget": "KL budget",
     "ensemble-mean": "ensemble, mean",
     "ensemble-lowest": "ensemble, lowest",
     "ensemble-mean-variance": "ensemble, mean − variance",

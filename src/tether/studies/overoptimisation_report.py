@@ -15,7 +15,7 @@ from tether.studies.statistics import summarize
 from tether.studies.trials import Result
 
 TURNED: Final = ("log_odds", "truth")
-"""Measures whose turn is told."""
+"""Measures whose turn is reported."""
 ENDS: Final = ("kl", "proxy", "log_odds", "gold", "fluent", "truth")
 """Measures of a training's last policy."""
 STOP: Final = "early-stop"

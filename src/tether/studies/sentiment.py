@@ -1,4 +1,4 @@
-"""The ground of the studies of language: openings of film reviews, to be continued in good spirits.
+"""The task of the studies of language: openings of film reviews, to be continued positively.
 
 The gold scorer stands for what people want. It labels what policies learn from, and measures what
 became of them; a policy trained on its scores directly has what no practitioner has.

@@ -57,7 +57,7 @@ LABELS: Final = {
 
 
 class Table1Config(Config):
-    """Settings of the study; fewer tasks, rows or seeds are a part of the whole, and kept."""
+    """Settings of the study; a part of it has fewer tasks, rows or seeds, and is kept."""
 
     envs: tuple[str, ...] = Field(default=MUJOCO, min_length=1)
     """Tasks, as Gymnasium ids."""

@@ -10,7 +10,7 @@ Every weight w gives the same gradient in expectation:
     reward-to-go - V    G_t - V(s_t), V exact: what a perfect critic makes of G_t
     advantage       A(s_t, a_t) = Q - V, exact
 
-The ground is a Gymnasium environment with a table of transitions (FrozenLake), so Q, V and the true
+The task is a Gymnasium environment with a table of transitions (FrozenLake), so Q, V and the true
 gradient are solved for, and both bias and variance can be computed exactly: once with its one
 reward at the goal, once with a cost of every step. The policy is a softmax over a table of logits;
 it is measured untrained, and half-way to the best.

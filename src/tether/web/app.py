@@ -153,21 +153,21 @@ def create_app(
 def _answer_errors(app: FastAPI) -> None:
     """Every error is an HTTP status and one line of JSON."""
 
-    def told(status: Callable[[Any], int], line: Callable[[Any], str]) -> Any:
+    def handler(status: Callable[[Any], int], line: Callable[[Any], str]) -> Any:
         def reply(_: Request, error: Exception) -> JSONResponse:
             content = {"error": line(error)}
             return JSONResponse(content, status(error), headers={"Cache-Control": "no-store"})
 
         return reply
 
-    app.add_exception_handler(HTTPException, told(lambda e: e.status_code, _line_of_http))
+    app.add_exception_handler(HTTPException, handler(lambda e: e.status_code, _line_of_http))
     app.add_exception_handler(
         RequestValidationError,
-        told(lambda e: 400 if e.errors()[0]["type"] == "json_invalid" else 422, _first_mistake),
+        handler(lambda e: 400 if e.errors()[0]["type"] == "json_invalid" else 422, _first_mistake),
     )
-    app.add_exception_handler(UnknownError, told(lambda _: 404, str))
-    app.add_exception_handler(UserError, told(_status_of, str))
-    app.add_exception_handler(OSError, told(_status_of_os, _line_of_os))
+    app.add_exception_handler(UnknownError, handler(lambda _: 404, str))
+    app.add_exception_handler(UserError, handler(_status_of, str))
+    app.add_exception_handler(OSError, handler(_status_of_os, _line_of_os))
 
 
 def _line_of_http(error: HTTPException) -> str:

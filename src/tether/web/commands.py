@@ -70,7 +70,7 @@ class _Place:
 def label(arguments: Sequence[str]) -> None:
     """`tether label RUN|STORE`."""
     options = parse(LabelOptions, arguments, prog="tether label")
-    # Before anything is opened, a missing package is told.
+    # A missing package is reported before anything is opened.
     import fastapi  # noqa: F401
     import uvicorn
 
@@ -104,7 +104,7 @@ def label(arguments: Sequence[str]) -> None:
             print_json({"url": address, "store": store.name, "pid": os.getpid()})
         say(f"labels of {store.name}: {counts.answered} given, {counts.open} comparisons open")
         if not counts.queries:
-            say("the training has not asked yet; the page waits for it")
+            say("the training has made no queries yet; the page waits for them")
         if options.allow_remote:
             say("other machines can reach this page, unencrypted, with the address below")
         say(f"open {address}")

@@ -317,7 +317,7 @@ class Questions:
 
 
 def _shown(item: str, found: Segment | Text) -> ItemReply:
-    """What the page is told of an item: never its reward, nor where it comes from."""
+    """What is sent to the page about an item: never its reward, nor where it comes from."""
     if isinstance(found, Segment):
         return ItemReply(id=item, kind="clip")
     prompt = found.prompt

@@ -117,7 +117,7 @@ class _Reader:
         except (ValueError, OverflowError, AssertionError, TypeError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"a saved {kind} space does not hold together: {error}") from error
+            raise UserError(f"a saved {kind} space is inconsistent: {error}") from error
         raise UserError(
             f"a saved space has type {_short(kind)}; expected box, discrete, multi_discrete, "
             "multi_binary, dict or tuple"

@@ -13,7 +13,7 @@ METHODS: dict[str, Method] = {
     "vpg": Method(
         "tether.control.methods.vpg",
         "VPG",
-        "vanilla policy gradient, critic, step size led by the KL (Schulman et al. 2017)",
+        "vanilla policy gradient, critic, step size set by the KL (Schulman et al. 2017)",
     ),
     "a2c": Method(
         "tether.control.methods.a2c",

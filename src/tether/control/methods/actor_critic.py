@@ -224,8 +224,8 @@ def init_critic(rng: np.random.Generator, spec: PolicySpec, hidden: tuple[int, .
     if spec.own_network is not None:
         if len(shape) == 3:
             raise UserError(
-                "actor-critic joins observations and actions, which a network of one's own can do "
-                "for vectors only; give image observations a Discrete action, or leave network= out"
+                "actor-critic joins observations and actions, which a given network can do for "
+                "vectors only; give image observations a Discrete action, or leave network= out"
             )
         joined = (shape[0] + spec.head.outputs,)
         check_network(spec.own_network, joined, np.float32, 1)

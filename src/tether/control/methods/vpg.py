@@ -64,7 +64,7 @@ class VPGConfig(CriticConfig):
 
 
 class VPG(OnPolicyLearner):
-    """One gradient step per batch, weighted with advantages, its size led by the KL divergence."""
+    """One gradient step per batch, weighted with advantages, its size set by the KL divergence."""
 
     config: VPGConfig
     config_class: ClassVar[type[OnPolicyConfig]] = VPGConfig

@@ -55,7 +55,7 @@ class PreferConfig(Config):
     queue: int = Field(20, ge=1)
     """Queries that wait for people, beyond what is due, so that nobody waits for a query."""
     termination: Literal["auto", "keep", "penalty"] = "auto"
-    """Whether the task may end episodes, which would give its reward away: penalty (they go on, and
+    """Whether the task may end episodes, which would reveal its reward: penalty (they continue, and
     what would have ended them costs reward), keep, or auto (penalty where it is possible)."""
     termination_penalty: float = Field(1.0, ge=0)
     """Reward that each step costs after which the task would have ended an episode."""
@@ -84,7 +84,7 @@ class PreferConfig(Config):
     reward_dropout: float = Field(0.0, ge=0, lt=1)
     """Share of the reward model's hidden units that each gradient step leaves out."""
     error_share: float = Field(0.1, ge=0, lt=1)
-    """Share of the answers to two segments that the model takes for a coin's toss."""
+    """Share of the answers to two segments that the model assumes to be random."""
     next_observation: bool = False
     """Shows the reward model also what followed each step."""
     learn_from: Literal["comparisons", "returns", "reward"] = "comparisons"

@@ -42,8 +42,8 @@ class BestOfNConfig(RewardSettings):
     """What the chosen answers are really worth: named like a reward, and never used to choose. For
     film reviews it is sentiment if not given."""
     reward_variance_weight: float = Field(0.5, ge=0)
-    """The price of a unit of the variance between rewards. Raising it trusts less what the rewards
-    disagree about (usual: 0.1 for PPO, 0.5 for best-of-n)."""
+    """The weight of the variance between rewards. Raising it lowers scores where the
+    rewards disagree (usual: 0.1 for PPO, 0.5 for best-of-n)."""
     max_new_tokens: int = Field(32, ge=1)
     """The most tokens an answer may have, including the end-of-sequence token."""
     temperature: float = Field(1.0, gt=0)

@@ -25,7 +25,7 @@ class PreferOptions:
     """Who compares: human (people, with `tether label OUT`); or a score that decides which answer
     is better: sentiment, lexicon, module:function, or a run of `tether reward`."""
     out: Path
-    """The folder. Where the same command was stopped, it goes on."""
+    """The folder; the same command continues where it was stopped."""
     json: bool = False
     """Prints one JSON object as the last line of stdout."""
     quiet: bool = False

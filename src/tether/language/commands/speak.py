@@ -199,7 +199,7 @@ def _all_of_stdin() -> str:
     try:
         return sys.stdin.read()
     except UnicodeDecodeError as error:
-        raise UserError(f"what comes on stdin is not UTF-8: byte {error.start + 1}") from None
+        raise UserError(f"stdin is not UTF-8: byte {error.start + 1}") from None
 
 
 def _line() -> str | None:
@@ -209,5 +209,5 @@ def _line() -> str | None:
     try:
         line = sys.stdin.readline()
     except UnicodeDecodeError as error:
-        raise UserError(f"what comes on stdin is not UTF-8: byte {error.start + 1}") from None
+        raise UserError(f"stdin is not UTF-8: byte {error.start + 1}") from None
     return line.strip() if line else None

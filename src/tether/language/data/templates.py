@@ -275,9 +275,8 @@ def after(beginning: str, whole: str) -> str:
     """
     if not whole.startswith(beginning):
         raise UserError(
-            "the chat template renders earlier messages otherwise once others follow, so what "
-            "would be learned is not what is met in use; give the last answer alone, as prompt and "
-            "completion"
+            "the chat template renders earlier messages differently once others follow, so "
+            "training would not match use; give the last answer alone, as prompt and completion"
         )
     return whole[len(beginning) :]
 

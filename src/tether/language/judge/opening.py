@@ -60,8 +60,8 @@ class JudgeSettings(Config):
     reason_temperature: float = Field(1.0, ge=0)
     """The sampling temperature of reasons."""
     temperature: float | None = Field(None, gt=0)
-    """Log-odds are divided by it before they become labels; below 1 the labels are surer. The
-    attribute's own if not given."""
+    """Log-odds are divided by it before they become labels; below 1 labels are nearer to 0 and 1.
+    The attribute's own if not given."""
     layout: Literal["plain", "chat", "auto"] = "auto"
     """plain lets the model continue a text, chat lets it answer a message; auto does what the
     attribute's file says. Servers are always asked in chat."""
@@ -208,7 +208,7 @@ def judge_settings(name: str) -> JudgeSettings:
     match = _NAME.fullmatch(name)
     if match is None:
         raise UserError(
-            f"the judge {name!r} has no name; expected judge:positive, judge:FILE.toml or "
+            f"the judge {name!r} names no attribute; expected judge:positive, judge:FILE.toml or "
             "judge:positive@MODEL"
         )
     named, model = match["attribute"], match["model"]

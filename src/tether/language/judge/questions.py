@@ -186,7 +186,7 @@ def open_attribute(name: str | Path) -> Attribute:
     attribute = Attribute.load(table, source=path)
     asked = [mode for mode in FIELDS if getattr(attribute, mode) is not None]
     if not asked:
-        raise UserError(f"attribute {path} asks nothing; expected a table [pointwise] or others")
+        raise UserError(f"attribute {path} has no questions; expected a table such as [pointwise]")
     for mode in asked:
         _check(getattr(attribute, mode), mode, f"attribute {path}, [{mode}]")
     return attribute

@@ -189,9 +189,9 @@ class Server:
         try:
             tokens = [(str(one["token"]), float(one["logprob"])) for one in listed]
         except (KeyError, TypeError, ValueError):
-            raise JudgeError(f"the server {self._url} gave top_logprobs of no known form") from None
+            raise JudgeError(f"the server {self._url} gave malformed top_logprobs") from None
         if any(np.isnan(value) or value > 1e-3 for _, value in tokens):
-            raise JudgeError(f"the server {self._url} gave log-probabilities that are none")
+            raise JudgeError(f"the server {self._url} gave invalid log-probabilities")
         return self._of_sides(tokens, sides)
 
     def _of_sides(self, tokens: Sequence[tuple[str, float]], sides: Sides) -> LogProbs:

@@ -63,8 +63,8 @@ class RewardConfig(PreferenceConfig):
     """How the members' scores become one: their mean; the lowest, which is harder to over-optimize;
     or mean-variance, the mean minus variance_weight times their variance."""
     variance_weight: float = Field(VARIANCE_WEIGHT, ge=0)
-    """The price of a unit of the members' variance. Raising it trusts less what the members
-    disagree about (usual: 0.1 for PPO, 0.5 for best-of-n)."""
+    """The weight of the members' variance. Raising it lowers scores where the members disagree
+    (usual: 0.1 for PPO, 0.5 for best-of-n)."""
     normalize_samples: int = Field(256, ge=0)
     """The number of completions of the data whose scores are shifted and scaled to mean 0 and
     standard deviation 1 when training ends; 0 leaves the scores as they are."""

@@ -217,11 +217,11 @@ def _from_hub(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
     except HFValidationError:
-        raise UserError(f"{short(name)!r} is no folder and no id of the hub; {advice}") from None
+        raise UserError(f"{short(name)!r} is neither a folder nor a hub id; {advice}") from None
     # What a network can raise has no common base: requests, urllib3, httpx, the hub's own.
     except Exception as error:
         raise UserError(
-            f"{short(name)!r} is no folder here and could not be had from the Hugging Face hub "
+            f"{short(name)!r} is no folder here and could not be loaded from the Hugging Face hub "
             f"({one_line(error)}); {advice}"
         ) from error
 

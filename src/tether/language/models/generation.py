@@ -1,4 +1,4 @@
-"""Sampling completions: cached, batched, and each row by its own dice.
+"""Sampling completions: cached, batched, and each row with its own random numbers.
 
 What a row says depends on its prompt, its seed and the settings, never on the other rows: every row
 has a stream of uniform numbers, and token t is the inverse of the distribution function at number

@@ -155,8 +155,8 @@ class LanguageModel:
         layers = set(getattr(config, "layer_types", None) or ())
         if layers - {"full_attention", "sliding_attention"} or window < mask.shape[-1]:
             raise UserError(
-                f"{self.name!r} does not let every token see all before it, so several texts "
-                "cannot share a row: turn off sharing of prompts and packing"
+                f"{self.name!r} does not let every token attend to all earlier ones, so several "
+                "texts cannot share a row: turn off sharing of prompts and packing"
             )
         if attention in ("sdpa", "eager"):
             # As a number to add, made once: of truth values every layer would make its own.
@@ -188,7 +188,7 @@ def load_model(
 
     Raises:
         UserError: no such model, damaged or pickled files, another kind of model, a tokenizer
-            without an end-of-sequence token, or a device or dtype that is not to be had.
+            without an end-of-sequence token, or a device or dtype that is not available.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
@@ -300,7 +300,7 @@ def _device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(
-            f"device {name!r} is not to be had ({pretrained.one_line(error)}); expected cpu, or "
+            f"device {name!r} is not available ({pretrained.one_line(error)}); expected cpu, or "
             "cuda where there is a GPU and a PyTorch built for it"
         ) from None
     return device
@@ -355,7 +355,7 @@ def _check_fit(language_model: LanguageModel) -> None:
     # Rows of one product may differ in their last bits, layer after layer.
     roundings = 16 if torch.finfo(hidden.dtype).bits < 32 else 50
     if not _close(hidden[0, :3], hidden[1, :3], roundings=roundings):
-        raise UserError(f"in {name!r} tokens see those after them; expected a causal model")
+        raise UserError(f"in {name!r} tokens attend to later ones; expected a causal model")
 
 
 def _close(one: Tensor, other: Tensor, *, roundings: int) -> bool:

@@ -233,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except Interrupted:
         if options is not None:
-            say(f"that is here: {prog} --out {shlex.quote(str(options.out))}")
+            say(f"here the command is: {prog} --out {shlex.quote(str(options.out))}")
         return 130
     return 0
 

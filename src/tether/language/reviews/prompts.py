@@ -1,4 +1,4 @@
-"""Film reviews with a sentiment: the ground of the classic experiments in alignment.
+"""Film reviews with a sentiment: the task of the classic experiments in alignment.
 
 A model continues the beginning of a review (:func:`prefixes`), and a scorer says how positive the
 result is: :func:`gold_scorer`, the best this corpus teaches, stands for what people want;

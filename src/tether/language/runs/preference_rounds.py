@@ -72,7 +72,7 @@ class RoundSettings(Config):
     temperature: float = Field(1.0, gt=0)
     """The logits are divided by this when answers are sampled to be compared."""
     beta: float | None = Field(None, gt=0)
-    """How rational a teacher is that goes by a score: it prefers the first answer with probability
+    """The rationality of a teacher that is a score: it prefers the first answer with probability
     sigmoid(beta * difference of scores); if not given, always the one that scores higher."""
     mistake: float = Field(0.0, ge=0, le=1)
     """The probability that such a teacher says the opposite."""
@@ -114,7 +114,7 @@ def prefer(
         data: prompts: ``movie-reviews``, or as for ``tether rlhf``.
         teacher: ``human``: people, with ``tether label OUT``; else a score that decides who is
             better, named like a reward of ``tether rlhf`` or a function with TRL's convention.
-        out: the folder; one with the same settings is gone on with.
+        out: the folder; one with the same settings is continued.
         settings: how long to train, and how.
         progress: shows the progress of every run.
         on_round: called after the answers of each round have been sampled and judged.

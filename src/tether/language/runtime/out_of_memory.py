@@ -30,7 +30,7 @@ def explaining_out_of_memory(config: Any, where: Callable[[], str]) -> Iterator[
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise UserError(f"out of memory {where()}; {_mend(config)}") from error
+        raise UserError(f"out of memory {where()}; {_remedy(config)}") from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -40,7 +40,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(c in str(error).lower() for c in _COMPLAINTS)
 
 
-def _mend(config: Any) -> str:
+def _remedy(config: Any) -> str:
     sizes = {
         name: getattr(config, name, 1) for name in ("micro_batch_size", "generation_batch_size")
     }

@@ -225,7 +225,7 @@ def follow(learner: Learner) -> Metrics:
         while (steps := _here.gather(learner.steps)[0]) is not None:
             if steps != learner.steps:
                 raise RunError(
-                    f"process {_here.rank} stands at step {learner.steps}, the leader at {steps}; "
+                    f"process {_here.rank} is at step {learner.steps}, the leader at {steps}; "
                     "all processes need the same run folder and data"
                 )
             metrics = learner.iterate()

@@ -50,7 +50,7 @@ def check_new_file(path: Path) -> None:
         raise RunError(f"there is a file {path} already; choose another --out")
     there = next(folder for folder in path.absolute().parents if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise RunError(f"cannot write {path}: {there} is no folder that can be written to")
+        raise RunError(f"cannot write {path}: {there} is not a writable folder")
 
 
 def write_json(path: Path, content: Mapping[str, Any], *, indent: int | None = 1) -> None:

@@ -154,7 +154,7 @@ class DPOLearner(PreferenceLearner[LabelledRecord]):
             opinion = torch.zeros(len(records), 2)
         elif self._reference is None:
             raise UserError(
-                "the reference has been asked and let go; give these pairs as held_out, or train "
+                "the reference model is no longer loaded; give these pairs as held_out, or train "
                 "with precompute_reference off"
             )
         else:

@@ -62,7 +62,7 @@ class RLHFLearner(LanguageLearner):
         config: the settings.
         language_model: the policy, trained in place.
         modules: what learns, by name.
-        beta: price of a nat now.
+        beta: current KL coefficient.
         origins: digests of the reward models and pretraining texts that `config` names.
         samples: the last iteration's completions.
 

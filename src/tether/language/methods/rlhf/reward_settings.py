@@ -30,12 +30,11 @@ class RewardSettings(Config):
     }
 
     reward: tuple[str, ...] = ()
-    """What to please: runs of `tether reward`; module:function, a Python function (prompts,
+    """The reward: runs of `tether reward`; module:function, a Python function (prompts,
     completions, **columns) that returns a list of numbers; judge:positive, judge:harmless,
     judge:helpful or judge:FILE.toml, a language model that judges, with @MODEL for another than
-    smollm2-135m-instruct; sentiment (log-odds that a film review
-    is positive); or lexicon (positive words minus negative ones). For the data movie-reviews it is
-    sentiment if not given."""
+    smollm2-135m-instruct; sentiment (log-odds that a film review is positive); or lexicon
+    (positive words minus negative ones). For movie-reviews it is sentiment if not given."""
     reward_weights: tuple[float, ...] = ()
     """Several rewards: their weights in a sum; if not given, reward_combine decides."""
     reward_combine: Combine | None = None
@@ -45,8 +44,8 @@ class RewardSettings(Config):
     given, several rewards become their mean, and a single run combines its members as it was
     trained to."""
     reward_variance_weight: float = Field(default=VARIANCE_WEIGHT, ge=0)
-    """The price of a unit of the variance between rewards. Raising it trusts less what the rewards
-    disagree about (usual: 0.1 for PPO, 0.5 for best-of-n)."""
+    """The weight of the variance between rewards. Raising it lowers scores where the
+    rewards disagree (usual: 0.1 for PPO, 0.5 for best-of-n)."""
     reward_timeout: float | None = Field(None, gt=0)
     """Seconds that one call of a reward function may take before the run stops with an error; none
     waits as long as it takes. With it the function runs in a thread of its own."""

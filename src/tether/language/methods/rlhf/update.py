@@ -139,7 +139,7 @@ class Update:
             episodes: the rollout.
             measured: see :meth:`measure`.
             estimate: advantages and targets.
-            beta: price of a nat in GRPO's loss.
+            beta: KL coefficient in GRPO's loss.
             epochs: see :meth:`minibatches`.
 
         Raises:
@@ -185,7 +185,7 @@ class Update:
             episodes: the rollout.
             measured: see :meth:`measure`.
             estimate: advantages and targets.
-            beta: price of a nat in GRPO's loss.
+            beta: KL coefficient in GRPO's loss.
             rows: the minibatch.
             tally: takes in measurements.
 
