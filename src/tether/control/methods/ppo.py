@@ -51,6 +51,9 @@ class ProximalConfig(OnPolicyConfig):
     gamma: float = Field(0.99, ge=0, le=1)
     """The discount factor. Raising it looks further ahead and adds variance (usual: 0.98 to 0.999;
     0.998 suits tasks that never terminate)."""
+    lam: float = Field(0.97, ge=0, le=1)
+    """GAE's lambda. 1 gives the Monte-Carlo advantage, 0 the one-step TD error (usual: 0.9 to
+    0.98)."""
     initial_log_std: float = -0.5
     """The initial log standard deviation of every Box action. Raising it explores more."""
     epochs: int = Field(10, ge=1)
@@ -130,8 +133,8 @@ class PPO(OnPolicyLearner):
     objective: ClassVar[Callable[..., tuple[Array, dict[str, Array]]]] = staticmethod(clipped)
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         # The field defaults. Against `paper`: advantages recomputed every epoch (Tianshou;
-        # Andrychowicz et al. 2020, section 3.5), and a smaller initial standard deviation (section
-        # 3.2 there; docs/gaits.md says what a greater one does to HalfCheetah).
+        # Andrychowicz et al. 2020, section 3.5), a smaller initial standard deviation (section 3.2
+        # there; docs/gaits.md says what a greater one does to HalfCheetah), and a greater lambda.
         "default": {},
         # Schulman et al. 2017, table 3, with the normalization, annealing and gradient clipping of
         # OpenAI Baselines' ppo2 for MuJoCo. The paper's horizon of 2048 transitions is collected by
