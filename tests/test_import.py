@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +64,24 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
         assert stop.value.code == 0
         text = capsys.readouterr().out
     assert f"usage: tether {name}" in text
+
+
+def test_the_help_of_evaluate_is_that_of_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", "--help"])
+    text = capsys.readouterr().out
+    assert "A language model has others: tether evaluate RUN --help" in text
+    assert "--episodes" in text and "--fluency" not in text
+    from tether.learning import Run
+
+    run = tmp_path / "run"
+    Run.create(run, method="sft", config={}, spec={}, engine="language").close()
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", str(run), "--help"])
+    text = capsys.readouterr().out
+    assert "--fluency" in text and "A language model has others" not in text
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

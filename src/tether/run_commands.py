@@ -120,6 +120,11 @@ def evaluate(arguments: Sequence[str]) -> None:
     else:
         from tether.control import commands as control
 
+        if not runs and {"-h", "--help"} & set(arguments):
+            print(
+                "These are the options for a policy in an environment. A language model has others: "
+                "tether evaluate RUN --help, with its run, lists them.\n"
+            )
         control.evaluate(arguments)
 
 
