@@ -38,7 +38,7 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 test: check
-	$(QUIET_THREADS) $(BIN)/python -m pytest -n 3 --dist worksteal
+	$(QUIET_THREADS) $(BIN)/python -m pytest -n 2 --dist worksteal
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/throughput.py

@@ -122,8 +122,8 @@ def evaluate(arguments: Sequence[str]) -> None:
 
         if not runs and {"-h", "--help"} & set(arguments):
             print(
-                "These are the options for a policy in an environment. A language model has others: "
-                "tether evaluate RUN --help, with its run, lists them.\n"
+                "These are the options for a policy in an environment. A language model has "
+                "others: tether evaluate RUN --help, with its run, lists them.\n"
             )
         control.evaluate(arguments)
 

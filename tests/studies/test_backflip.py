@@ -66,7 +66,9 @@ def test_turns_count_as_landed_once_and_upright_only(monkeypatch) -> None:
 
 
 def test_the_study_trains_counts_and_goes_on(tmp_path, monkeypatch) -> None:
-    config = backflip.BackflipConfig(labels=8, seeds="1000-1000", steps=8192, episodes=1)
+    config = backflip.BackflipConfig(
+        labels=8, seeds="1000-1000", steps=8192, episodes=1, measurements=2
+    )
     found = backflip.run(config, tmp_path, workers=1)
     assert found == json.loads((tmp_path / "backflip.json").read_text())
     trial = found["trials"]["seed-1000"]

@@ -208,7 +208,7 @@ def test_a_changed_default_is_another_study(study, monkeypatch) -> None:
 
 def test_a_killed_study_goes_on_in_the_middle_of_a_training(tmp_path) -> None:
     options = ["--envs", "InvertedPendulum-v5", "--methods", "ppo", "--seeds", "0-0", "--steps"]
-    options += ["65536", "--episodes", "2", "--workers", "1", "--json"]
+    options += ["32768", "--episodes", "2", "--workers", "1", "--json"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     figure3.command(["--out", str(whole), *options])
     command = [sys.executable, "-m", "tether", "study", "figure3", "--out", str(broken), *options]
@@ -220,7 +220,7 @@ def test_a_killed_study_goes_on_in_the_middle_of_a_training(tmp_path) -> None:
     process.send_signal(signal.SIGTERM)
     process.wait(60)
     rows = metrics.read_bytes().count(b"\n")
-    assert rows < 32
+    assert rows < 16
     assert not (broken / "figure3.json").exists()
     figure3.command(["--out", str(broken), *options])
     ours, theirs = (

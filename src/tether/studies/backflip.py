@@ -61,6 +61,8 @@ class BackflipConfig(Config):
     """Environment steps of each training."""
     episodes: int = Field(default=8, ge=1)
     """Episodes in which the flips of a policy are counted, of 1,000 steps (8 seconds) each."""
+    measurements: int = Field(default=40, ge=1)
+    """How often flips are counted while a policy learns."""
     film: bool = False
     """Also films the first seed's last policy."""
 
@@ -161,6 +163,7 @@ def trainings(config: BackflipConfig) -> list[Trial]:
                 "seed": seed,
                 "total_steps": config.steps,
                 "episodes": config.episodes,
+                "measurements": config.measurements,
                 "settings": settings,
                 "config": configure("prefer", "default", settings).dump(),
             },
@@ -178,6 +181,7 @@ def learn(settings: Mapping[str, Any], place: Path) -> Result:
         comparisons that it did not learn from.
     """
     place_of_run, episodes = place / "run", settings["episodes"]
+    every = max(1, settings["total_steps"] // settings["measurements"])
 
     def look(run: RunView, learner: Any, metrics: Metrics) -> Metrics:
         seen = count_flips(learner.policy, episodes, settings["seed"])
@@ -192,7 +196,7 @@ def learn(settings: Mapping[str, Any], place: Path) -> Result:
         settings,
         again={
             "teacher": better_flip,
-            "callbacks": [Every(max(1, settings["total_steps"] // 40), look)],
+            "callbacks": [Every(every, look)],
         },
         env_kwargs=TASK,
     )
