@@ -186,7 +186,7 @@ def test_a_store_does_not_decide_what_is_imported(
 
 def test_paths_are_made_of_ids_alone(tmp_path: Path) -> None:
     for name in ("../x", "", "0" * 31, "0" * 33, "A" * 32):
-        with pytest.raises(UserError, match="no id of an item"):
+        with pytest.raises(UserError, match="is not the id of an item"):
             Clips(tmp_path).path(name, "mp4")
 
 
