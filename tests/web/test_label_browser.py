@@ -219,6 +219,32 @@ def test_a_key_that_is_held_down_answers_once(server: Server, open_page: Any) ->
         assert store.counts().answered == 1
 
 
+def test_an_answer_is_not_asked_for_again_by_a_late_reply(server: Server, open_page: Any) -> None:
+    with Store.open(server.path) as store:
+        add_pairs(store, texts(6))
+        page = open_page(server.start())
+        shown(page)
+        held: list[Any] = []
+
+        page.route("**/api/next", lambda route: held.append((route, route.fetch())))
+        # The page asks for more after an answer, and the server's reply has the second pair.
+        press(page, "ArrowLeft")
+        end = time.monotonic() + 30
+        while not held and time.monotonic() < end:
+            page.wait_for_timeout(20)
+        second = press(page, "ArrowRight")
+        wait_until(lambda: store.counts().answered == 2, "two answers in the store")
+        expect(page.locator("#state-text")).to_have_text("All answers saved")
+        route, response = held[0]
+        assert second[0] in response.text()
+        route.fulfill(response=response)
+        page.wait_for_timeout(300)
+        press(page, "ArrowLeft")
+        page.wait_for_timeout(300)
+        expect(page.locator(f'.card[data-item="{second[0]}"]')).to_have_count(0)
+        wait_until(lambda: store.counts().answered == 3, "three answers in the store")
+
+
 def test_answers_outlive_an_outage(server: Server, open_page: Any) -> None:
     with Store.open(server.path) as store:
         add_pairs(store, texts(16))

@@ -187,7 +187,7 @@ function forget(pairs) {
 
 const page = {
   session: null, outbox: null, player: new Player(), queue: [], current: null, order: [],
-  answered: [], shownAt: 0, locked: false, why: null, name: "", online: true, recent: [],
+  answered: [], handled: new Map(), requests: 0, shownAt: 0, locked: false, why: null, name: "", online: true, recent: [],
 };
 
 function cardOf(item, label, choose) {
@@ -303,6 +303,7 @@ function submit(fields, said, mark) {
   page.answered.push(pair);
   page.recent.push(Date.now());
   page.queue = page.queue.filter((one) => one.query !== pair.query);
+  page.handled.set(pair.query, page.requests);
   page.outbox.add("/api/answers", body);
   announce(`${said}. ${page.queue.length ? "Next comparison." : ""}`);
   // A moment to see what was chosen; longer would cost a tenth of the time of an answer.
@@ -328,6 +329,7 @@ async function undo() {
   const before = page.queue;
   if (back) {
     page.queue = [back, ...before.filter((one) => one.query !== back.query)];
+    page.handled.delete(back.query);
     show(back);
   }
   page.recent.pop();
@@ -355,6 +357,7 @@ async function skip() {
   const pair = page.current;
   if (!pair || page.locked) return;
   page.queue = page.queue.filter((one) => one !== pair);
+  page.handled.set(pair.query, page.requests);
   announce("Skipped.");
   show(page.queue[0] || null);
   page.outbox.add("/api/release", { uuid: uuid(), lease: pair.lease, query: pair.query, annotator: page.name, skip: true });
@@ -417,13 +420,16 @@ function drag(event, card) {
 async function refill() {
   if (!page.name || page.asking) return;
   page.asking = true;
+  const request = ++page.requests;
   try {
     const reply = await call("/api/next", { annotator: page.name, count: AHEAD, format });
     page.online = true;
     page.why = reply.why;
     // Answers on their way: the server still holds their pairs for this person.
     const gone = new Set(page.outbox.all.map((one) => one.body.query).filter(Boolean));
-    const fresh = reply.pairs.filter((pair) => !gone.has(pair.query));
+    // Nor what was answered or skipped after the server had looked.
+    const late = (pair) => page.handled.get(pair.query) >= request;
+    const fresh = reply.pairs.filter((pair) => !gone.has(pair.query) && !late(pair));
     const shown = page.current;
     const now = fresh.find((pair) => pair.query === shown?.query);
     if (now) Object.assign(shown, { lease: now.lease });
@@ -580,7 +586,7 @@ async function askName(first) {
   dialog.onclose = () => {
     const given = $("name").value.trim();
     if (!given || (given === page.name)) return page.name ? undefined : askName(true);
-    Object.assign(page, { name: given, queue: [], current: null, answered: [], locked: false });
+    Object.assign(page, { name: given, queue: [], current: null, answered: [], handled: new Map(), locked: false });
     kept.set("tether.name", given);
     begin();
   };
