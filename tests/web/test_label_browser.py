@@ -245,6 +245,30 @@ def test_an_answer_is_not_asked_for_again_by_a_late_reply(server: Server, open_p
         wait_until(lambda: store.counts().answered == 3, "three answers in the store")
 
 
+def test_an_undo_is_quicker_than_its_reply(server: Server, open_page: Any) -> None:
+    with Store.open(server.path) as store:
+        add_pairs(store, texts(8))
+        page = open_page(server.start())
+        first = press(page, "ArrowLeft")
+        wait_until(lambda: store.counts().answered == 1, "an answer")
+        held: list[Any] = []
+        page.route("**/api/undo", lambda route: held.append((route, route.fetch())))
+        page.keyboard.press("u")
+        expect(page.locator(".card").first).to_have_attribute("data-item", first[0])
+        wait_until(lambda: store.counts().answered == 0, "the undo in the store")
+        assert press(page, "ArrowRight") == first
+        while not held:
+            page.wait_for_timeout(20)
+        route, response = held[0]
+        route.fulfill(response=response)
+        expect(page.locator("#state-text")).to_have_text("All answers saved")
+        wait_until(lambda: store.counts().answered == 1, "the new answer")
+        page.wait_for_timeout(300)
+        expect(page.locator(f'.card[data-item="{first[0]}"]')).to_have_count(0)
+        ((query, answer),) = store.standing()
+        assert (list(query.items), answer.preference) == (first, 0.0)
+
+
 def test_answers_outlive_an_outage(server: Server, open_page: Any) -> None:
     with Store.open(server.path) as store:
         add_pairs(store, texts(16))

@@ -73,6 +73,10 @@ class Outbox {
     this.changed();
     return this.now();
   }
+  renew(pair) {
+    const renewed = (one) => (one.body.query === pair.query ? { ...one, body: { ...one.body, lease: pair.lease } } : one);
+    kept.set(this.key, this.all.map(renewed));
+  }
   drop(id) { kept.set(this.key, this.all.filter((one) => one.body.uuid !== id)); }
   now() { clearTimeout(this.timer); this.wait = 0; return this.send(); }
   async send() {
@@ -348,6 +352,11 @@ function undone(reply) {
   }
   // The lease is new; after a reload the pair itself is.
   const fresh = { ...(back || {}), ...reply.pair };
+  if (page.handled.has(fresh.query)) {
+    // Answered again before this reply came: that answer takes the new lease.
+    page.outbox.renew(fresh);
+    return refill();
+  }
   page.queue = [fresh, ...page.queue.filter((one) => one.query !== fresh.query)];
   if (page.current?.query === fresh.query) Object.assign(page.current, fresh);
   else show(fresh);
