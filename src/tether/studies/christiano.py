@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from pydantic import Field, PositiveInt, field_validator
 
+from tether.arguments import say
 from tether.studies import comparison_report as report
 from tether.studies.command_line import carry_out
 from tether.studies.comparison_trials import (
@@ -139,7 +140,7 @@ def show(found: Mapping[str, Any]) -> None:
     """The table on stderr, and on how many tasks how much was reached."""
     report.show(found, lambda variant: f"{variant} labels" if variant.isdecimal() else variant)
     for labels, count in found["reached"].items():
-        report.say_on_console(
+        say(
             f"{labels} labels: at least 90 % on {count['0.9']} of {count['tasks']} tasks, at least "
             f"95 % on {count['0.95']}."
         )

@@ -186,12 +186,5 @@ def show(found: Mapping[str, Any], name_of: Callable[[str], str]) -> None:
     )
 
 
-def say_on_console(line: str) -> None:
-    """A line beneath the table."""
-    from rich.console import Console
-
-    Console(stderr=True).print(line)
-
-
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{share:.0%}"

@@ -30,7 +30,6 @@ from tether.language.methods.best_of_n import (
 )
 from tether.language.methods.dpo.losses import DPOConfig
 from tether.language.models.from_run import load_reward_model
-from tether.language.models.generation import generate
 from tether.language.models.language_model import LanguageModel
 from tether.language.reviews.prompts import gold_scorer
 from tether.learning.seeding import Stream, derived_seed
@@ -122,7 +121,7 @@ def tune(settings: Mapping[str, Any], place: Path) -> Result:
 
 def reinforce(settings: Mapping[str, Any], place: Path) -> Result:
     """PPO on the learned or the gold reward, at one target of the divergence."""
-    config = _config(settings)
+    config = FrontierConfig.load_part(settings)
     reference = frozen(runs.tuned_run(place), device=config.device)
     if settings["reward"] == "gold":
         scorer = gold_rewards(reference)
@@ -151,7 +150,7 @@ def reinforce(settings: Mapping[str, Any], place: Path) -> Result:
 
 def prefer(settings: Mapping[str, Any], place: Path) -> Result:
     """A policy learned from the pairs alone, by one of the offline losses."""
-    config = _config(settings)
+    config = FrontierConfig.load_part(settings)
     reference = frozen(runs.tuned_run(place), device=config.device)
     pairs = pairs_in(runs.rankings_of(place))
     steps = round(config.epochs * len(pairs))
@@ -178,17 +177,12 @@ def prefer(settings: Mapping[str, Any], place: Path) -> Result:
 
 def choose(settings: Mapping[str, Any], place: Path) -> Result:
     """Best of N by the learned and by the gold reward, for every N from one set of samples."""
-    config = _config(settings)
+    config = FrontierConfig.load_part(settings)
     reference = frozen(runs.tuned_run(place), device=config.device)
     rewards = load_reward_model(place.parent / "reward" / "run", device=config.device)
-    prompts = config.held_out_prompts(reference.tokenizer)[: config.best_of_prompts]
     most = max(BEST_OF)
-    sampled = generate(
-        reference,
-        [prompt for prompt in prompts for _ in range(most)],
-        max_new_tokens=config.new_tokens,
-        seeds=derived_seed(config.seed, Stream.BEST_OF_N),
-        batch_size=most,
+    sampled = runs.samples_to_choose_from(
+        config, reference, prompts=config.best_of_prompts, samples=most
     )
     texts = texts_of(reference, sampled)
     gold = np.asarray(gold_scorer()(texts), np.float64).reshape(-1, most)
@@ -208,10 +202,6 @@ def choose(settings: Mapping[str, Any], place: Path) -> Result:
                 }
             )
     return {"points": points}
-
-
-def _config(settings: Mapping[str, Any]) -> FrontierConfig:
-    return FrontierConfig.load({name: settings[name] for name in FrontierConfig.model_fields})
 
 
 def _measured(config: FrontierConfig, policy: LanguageModel, reference: LanguageModel) -> Measured:

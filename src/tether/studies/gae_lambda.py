@@ -121,7 +121,7 @@ def sampled_gradients(
 
 def measure(settings: Mapping[str, Any], place: Path) -> Result:
     """A trial: for one policy, squared bias and variance at every lambda and critic's error."""
-    config = LambdaConfig.load({k: settings[k] for k in LambdaConfig.model_fields})
+    config = LambdaConfig.load_part(settings)
     table = table_of(config.env, settings["step_cost"])
     logits = np.zeros(table.reward.shape)
     if settings["policy"] == "half-way":

@@ -264,7 +264,7 @@ def labelled_pairs(config: HarmlessConfig, place: Path) -> list[Pair]:
 def measure(settings: Mapping[str, Any], place: Path) -> Result:
     """A trial: a policy's answers to harmful and to benign requests, as numbers."""
     policy = settings["policy"]
-    config = HarmlessConfig.load({name: settings[name] for name in HarmlessConfig.model_fields})
+    config = HarmlessConfig.load_part(settings)
     reference, template = with_template_of(config.setup().load_model())
     model = reference
     if policy != "sft":

