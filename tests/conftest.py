@@ -10,6 +10,8 @@ import pytest
 # The tests compile some two thousand programs and run most of them for a moment; JAX's own tests
 # are run like this. Give 0 to test what users run.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# XLA's older emitters compile the same programs in a third of the time; a flag given later counts.
+os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {os.environ.get('XLA_FLAGS', '')}"
 
 from tether.control import configure_jax
 
