@@ -259,6 +259,11 @@ def pickled() -> bytes:
     return buffer.getvalue()
 
 
+def npy_header(text: bytes) -> bytes:
+    """A .npy of version 1 with any header."""
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
+
+
 TRAP = str(Path(tempfile.gettempdir()) / "a-checkpoint-ran-code")
 GOOD = '{"format":1,"info":{},"state":{"a":{"$array":"a"}}}'
 TENSOR = ',"a":{"dtype":"%s","shape":%s,"data_offsets":[0,%d]}'
@@ -296,6 +301,14 @@ TENSOR = ',"a":{"dtype":"%s","shape":%s,"data_offsets":[0,%d]}'
         pytest.param(
             GOOD.replace('"a"}', '"a","npy":true}'),
             TENSOR % ("U8", f"[{len(pickled())}]", len(pickled())), pickled(), id="pickle inside",
+        ),
+        *(
+            pytest.param(
+                GOOD.replace('"a"}', '"a","npy":true}'),
+                TENSOR % ("U8", f"[{len(npy_header(text))}]", len(npy_header(text))),
+                npy_header(text), id=f"array header {text!r}",
+            )
+            for text in (b"(\n", b"{\0}", b"{'descr':\0(")
         ),
     ],
 )  # fmt: skip

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, BinaryIO, Final
 
 import numpy as np
@@ -90,7 +91,8 @@ def load_checkpoint(path: str | Path) -> tuple[State, dict[str, Any]]:
     return state, info
 
 
-# What reading a sealed but hostile file can raise; LookupError covers unknown dtypes and keys.
+# What reading a sealed but hostile file can raise: LookupError for unknown dtypes and keys,
+# SyntaxError and TokenError for the header of a .npy, which numpy reads as Python.
 _MALFORMED: Final = (
     SafetensorError,
     ArithmeticError,
@@ -99,6 +101,8 @@ _MALFORMED: Final = (
     LookupError,
     MemoryError,
     RecursionError,
+    SyntaxError,
+    TokenError,
     TypeError,
     ValueError,
 )
