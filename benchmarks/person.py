@@ -167,7 +167,7 @@ def measure(browser: Any, args: argparse.Namespace, seed: int, runs: Path) -> di
 
 def main() -> None:
     args = parse()
-    chromium = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    chromium = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if chromium is None:
         raise SystemExit("no Chromium is installed (apt-get install chromium)")
     runs = args.runs or Path(tempfile.mkdtemp(prefix="person-"))
@@ -187,13 +187,14 @@ def main() -> None:
         "steps": args.steps,
         "seeds": measured,
     }
+    reached: dict[str, Any] = {}
     for teacher in ("oracle", "page"):
         scores = [one[teacher] for one in measured]
         error = stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else None
-        found[teacher] = {"mean": mean(scores), "standard_error": error}
+        reached[teacher] = {"mean": mean(scores), "standard_error": error}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps({teacher: found[teacher] for teacher in ("oracle", "page")}))
+    args.out.write_text(json.dumps(found | reached, indent=1) + "\n")
+    print(json.dumps(reached))
 
 
 if __name__ == "__main__":
