@@ -104,14 +104,38 @@ def _legend(axes: Any, methods: Sequence[str]) -> None:
 
 
 def draw_over_tasks(found: Mapping[str, Any], path: Path) -> None:
-    """Left: normalized scores over all tasks. Right: probability of improvement of the first."""
+    """Left: normalized scores over all tasks. Right: probability of improvement of the first.
+
+    With one method there is no right panel.
+    """
     os.environ.setdefault("MPLBACKEND", "Agg")
     from matplotlib import pyplot as plt
 
     methods = found["settings"]["methods"]
-    figure, (scores, chances) = plt.subplots(
-        1, 2, figsize=(9.6, 0.42 * len(methods) + 1.3), layout="constrained"
+    over = found["improvement"]["over"]
+    others = [other for other in over if over[other]["probability"] is not None]
+    panels = 2 if others else 1
+    figure, grid = plt.subplots(
+        1,
+        panels,
+        figsize=(4.8 * panels, 0.42 * len(methods) + 1.3),
+        layout="constrained",
+        squeeze=False,
     )
+    _draw_normalized(grid[0, 0], found, methods)
+    if others:
+        _draw_improvement(grid[0, 1], found["improvement"], others)
+    for axes in grid.flat:
+        axes.margins(y=0.12)
+        axes.invert_yaxis()
+        axes.tick_params(labelsize=8)
+        axes.grid(axis="x", alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _draw_normalized(axes: Any, found: Mapping[str, Any], methods: Sequence[str]) -> None:
     places = np.arange(len(methods))
     for shift, name, marker in ((-0.16, "iqm", "o"), (0.16, "mean", "D")):
         for place, method in zip(places, methods, strict=True):
@@ -120,44 +144,36 @@ def draw_over_tasks(found: Mapping[str, Any], path: Path) -> None:
                 continue
             style = {"color": colour_of(method), "solid_capstyle": "round"}
             if summary[f"{name}_interval"] is not None:
-                scores.plot(
+                axes.plot(
                     summary[f"{name}_interval"], [place + shift] * 2, lw=3, alpha=0.4, **style
                 )
-            scores.plot(summary[name], place + shift, marker, ms=5, color=colour_of(method))
+            axes.plot(summary[name], place + shift, marker, ms=5, color=colour_of(method))
     for place, method in zip(places, methods, strict=True):
         seeds = [np.mean(own) for own in zip(*found["normalized"][method].values(), strict=False)]
-        scores.plot(
-            seeds, [place] * len(seeds), "o", ms=3, mew=0, alpha=0.6, color=colour_of(method)
-        )
+        axes.plot(seeds, [place] * len(seeds), "o", ms=3, mew=0, alpha=0.6, color=colour_of(method))
     for marker, size, label in (("o", 5, "interquartile mean"), ("D", 5, "mean"), ("o", 3, "seed")):
-        scores.plot([], [], marker, color="0.4", ms=size, label=label)
-    scores.set_yticks(places, [LABELS.get(m, m) for m in methods], fontsize=9)
-    scores.set_xlabel("normalized score: random policy 0, best training 1", fontsize=9)
-    scores.legend(frameon=False, fontsize=8, loc="best")
-    first, over = found["improvement"]["of"], found["improvement"]["over"]
-    others = [other for other in over if over[other]["probability"] is not None]
+        axes.plot([], [], marker, color="0.4", ms=size, label=label)
+    axes.set_yticks(places, [LABELS.get(m, m) for m in methods], fontsize=9)
+    axes.set_xlabel("normalized score: random policy 0, best training 1", fontsize=9)
+    axes.legend(frameon=False, fontsize=8, loc="best")
+
+
+def _draw_improvement(axes: Any, improvement: Mapping[str, Any], others: Sequence[str]) -> None:
     for row, other in enumerate(others):
-        chance, colour = over[other], colour_of(other)
+        chance, colour = improvement["over"][other], colour_of(other)
         by_task = list(chance["by_task"].values())
-        chances.plot(by_task, [row + 0.22] * len(by_task), "o", ms=3, color=colour, alpha=0.5)
+        axes.plot(by_task, [row + 0.22] * len(by_task), "o", ms=3, color=colour, alpha=0.5)
         if chance["interval"] is not None:
-            chances.plot(chance["interval"], [row] * 2, lw=3, alpha=0.4, color=colour)
-        chances.plot(chance["probability"], row, "o", ms=6, color=colour)
+            axes.plot(chance["interval"], [row] * 2, lw=3, alpha=0.4, color=colour)
+        axes.plot(chance["probability"], row, "o", ms=6, color=colour)
     for size, label in ((6, "over all tasks"), (3, "a task")):
-        chances.plot([], [], "o", color="0.4", ms=size, label=label)
-    chances.legend(frameon=False, fontsize=8, loc="best")
-    chances.axvline(0.5, color="0.6", lw=0.8, ls=":")
-    chances.set_xlim(-0.03, 1.03)
-    chances.set_yticks(range(len(others)), [LABELS.get(m, m) for m in others], fontsize=9)
-    chances.set_xlabel(f"probability that {LABELS.get(first, first)} is better than", fontsize=9)
-    for axes in (scores, chances):
-        axes.margins(y=0.12)
-        axes.invert_yaxis()
-        axes.tick_params(labelsize=8)
-        axes.grid(axis="x", alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+        axes.plot([], [], "o", color="0.4", ms=size, label=label)
+    first = improvement["of"]
+    axes.legend(frameon=False, fontsize=8, loc="best")
+    axes.axvline(0.5, color="0.6", lw=0.8, ls=":")
+    axes.set_xlim(-0.03, 1.03)
+    axes.set_yticks(range(len(others)), [LABELS.get(m, m) for m in others], fontsize=9)
+    axes.set_xlabel(f"probability that {LABELS.get(first, first)} is better than", fontsize=9)
 
 
 def _curves(found: Mapping[str, Any], method: str, env: str) -> list[np.ndarray]:
