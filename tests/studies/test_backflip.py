@@ -19,15 +19,17 @@ def clip(angles, height=1.25) -> Segment:
     )
 
 
-def test_the_teacher_sees_rotation_and_lying_alone() -> None:
+def test_the_teacher_sees_rotation_and_height_alone() -> None:
     backwards, forwards = clip(np.linspace(0, -np.pi, 60)), clip(np.linspace(0, np.pi, 60))
     assert backflip.worth(backwards) == pytest.approx(0.5)
     assert backflip.better_flip(backwards, forwards) == 1.0
     assert backflip.better_flip(forwards, backwards) == 0.0
     assert backflip.better_flip(backwards, backwards) == 0.5
-    # Half a turn on the ground is worth less than standing still.
-    lying, standing = clip(np.linspace(0, -np.pi, 60), height=0.2), clip(np.zeros(60))
-    assert backflip.better_flip(standing, lying) == 1.0
+    # Rolling on the ground is worth as little as standing still, and turning low is worth less.
+    rolling, standing = clip(np.linspace(0, -np.pi, 60), height=0.2), clip(np.zeros(60))
+    assert backflip.worth(rolling) == backflip.worth(standing) == 0.0
+    low = clip(np.linspace(0, -np.pi, 60), height=(backflip.LYING + backflip.UP) / 2)
+    assert backflip.worth(low) == pytest.approx(0.25)
 
 
 class Moved:

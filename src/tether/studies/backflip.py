@@ -2,7 +2,7 @@
 
     for each seed:
         train on a reward learned from 900 comparisons of a teacher who sees of two clips only
-        how far the robot turned and whether it was lying on the ground
+        how far the robot turned backwards and how high it was meanwhile
         count the flips of the last policy
 
 Nobody wrote a reward for it: Hopper's own, for hopping forwards, is neither paid nor seen.
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from tether.control import tumbling
 from tether.control.envs import make
 from tether.control.policy import Policy
 from tether.control.training import configure, load
@@ -37,14 +38,11 @@ from tether.studies.provenance import kind_of, protocol
 from tether.studies.seed_list import SeedList
 from tether.studies.trials import Result, Trial, run_trials
 
-ENV: Final = "Hopper-v5"
-LYING: Final = 0.5
-"""Height of the torso in metres below which the robot lies; it stands at 1.25."""
-TASK: Final[dict[str, Any]] = {
-    "healthy_angle_range": (-1e6, 1e6),
-    "healthy_z_range": (LYING, 1e6),
-}
-"""An episode of Hopper-v5 would end where a flip begins; here only lying ends it."""
+ENV: Final = tumbling.ID
+LYING: Final = 0.4
+"""Height of the torso in metres at which the robot lies."""
+UP: Final = 1.0
+"""Height of the torso in metres from which it is up; standing it is at 1.25."""
 HEIGHT, ANGLE = 1, 2
 """Positions of the torso in MuJoCo's qpos."""
 TURN: Final = 2 * np.pi
@@ -82,10 +80,14 @@ class Flips(NamedTuple):
 
 
 def worth(segment: Segment) -> float:
-    """What the teacher thinks of a clip: turns backwards, less the share of time on the ground."""
+    """What the teacher thinks of a clip: turns backwards, of which rolling on the ground is none.
+
+    A turn counts in full while the torso is up, and less the nearer it is to the ground.
+    """
     assert segment.qpos is not None
-    angle, height = segment.qpos[:, ANGLE], segment.qpos[:, HEIGHT]
-    return float((angle[0] - angle[-1]) / TURN - (height < LYING).mean())
+    angle, height = segment.qpos[:, ANGLE], segment.qpos[1:, HEIGHT]
+    up = np.clip((height - LYING) / (UP - LYING), 0.0, 1.0)
+    return float(-(np.diff(angle) * up).sum() / TURN)
 
 
 def better_flip(first: Segment, second: Segment) -> float:
@@ -100,8 +102,7 @@ def count_flips(policy: Policy, episodes: int, seed: int) -> Flips:
     A turn counts as landed if the torso is upright again within a twelfth of a turn, at the
     height of a standing robot (0.8 to 1.4 m), before the next turn is done.
     """
-    # Who lies stays there, and is not put on its foot again.
-    env = make(ENV, episodes, terminate_when_unhealthy=False)
+    env = make(ENV, episodes)
     try:
         observation = env.reset(seed)
         coordinates: NDArray[np.float64] = env.coordinates  # type: ignore[attr-defined]
@@ -198,7 +199,6 @@ def learn(settings: Mapping[str, Any], place: Path) -> Result:
             "teacher": better_flip,
             "callbacks": [Every(every, look)],
         },
-        env_kwargs=TASK,
     )
     rows = [row for row in read_metrics(place_of_run) if "flips/turns" in row]
     seen = count_flips(load(place_of_run), episodes, settings["seed"] + 1)
@@ -217,9 +217,7 @@ def film(config: BackflipConfig, out: Path) -> Path:
 
     seed = parse_seeds(config.seeds)[0]
     policy = load(out / f"seed-{seed}" / "run")
-    return record_video(
-        policy, ENV, out / "backflip.mp4", seed=seed + 1, frames=500, env_kwargs=dict(TASK)
-    )
+    return record_video(policy, ENV, out / "backflip.mp4", seed=seed + 1, frames=500)
 
 
 def command(arguments: Sequence[str]) -> None:

@@ -154,7 +154,7 @@ def test_two_groups_on_two_threads_equal_one_after_the_other():
 def test_list_environments():
     entries = {entry.id: entry for entry in list_environments()}
     assert tuple(entries)[: len(BATCHED_TASKS)] == BATCHED_TASKS
-    ours = ("tether/GateCheetah-v0", "tether/SleepingWalker-v0")
+    ours = ("tether/GateCheetah-v0", "tether/SleepingWalker-v0", "tether/TumblingHopper-v0")
     fast = {entry.id for entry in entries.values() if entry.backend == "mujoco"}
     assert fast == {*BATCHED_TASKS, *ours}
     unbatched = {e.id for e in entries.values() if "one MjData" in e.note}

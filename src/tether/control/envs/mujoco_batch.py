@@ -36,6 +36,7 @@ from tether.control.envs.protocol import (
 )
 from tether.control.hacking.gate_cheetah import GateCheetah
 from tether.control.hacking.sleeping_walker import SleepingWalker
+from tether.control.tumbling.hopper import TumblingHopper
 from tether.errors import UserError
 
 # By class, not by id: a re-registered id may be anything, and a subclass may change the rules.
@@ -53,6 +54,7 @@ _TASKS: dict[type[Any], type[Task]] = {
     HumanoidStandupEnv: mujoco_spatial.HumanoidStandup,
     GateCheetah: mujoco_hacking.GateCheetah,
     SleepingWalker: mujoco_hacking.SleepingWalker,
+    TumblingHopper: mujoco_planar.TumblingHopper,
 }
 _MASK64 = (1 << 64) - 1
 

@@ -10,6 +10,7 @@ from typing_extensions import override
 from tether.control.envs.arrays import Array
 from tether.control.envs.mujoco_physics import Physics
 from tether.control.envs.mujoco_task import ControlCost, Task
+from tether.control.tumbling.hopper import within_a_turn
 
 
 class Runner(Task):
@@ -120,3 +121,16 @@ class Hopper(Walker2d):
         angle = (max(angle_low, low), min(angle_high, high))
         others = self.coordinates.shape[1] - 3
         return np.array([env._healthy_z_range, angle, *[(low, high)] * others]).T
+
+
+class TumblingHopper(Hopper):
+    """As ``tether.control.tumbling.hopper.TumblingHopper``."""
+
+    def __init__(self, env: Any, physics: Physics) -> None:
+        super().__init__(env, physics)
+        self._angle = 1 if env._exclude_current_positions_from_observation else 2
+
+    @override
+    def observe(self, out: Array) -> None:
+        super().observe(out)
+        out[:, self._angle] = within_a_turn(out[:, self._angle])

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, find_highest_version, get_env_id
 
-from tether.control import hacking
+from tether.control import hacking, tumbling
 
 BATCHED_TASKS: tuple[str, ...] = (
     "HalfCheetah-v5",
@@ -67,11 +67,14 @@ def list_environments() -> list[EnvironmentEntry]:
     steppers = ("MuJoCo's batch stepper", "MuJoCo, one MjData per environment")
     batched = [EnvironmentEntry(i, "mujoco", steppers[i in _UNBATCHED]) for i in BATCHED_TASKS]
     note = "pays a proxy and reports the true reward; docs/reward-hacking.md"
-    ours = [EnvironmentEntry(name, backend, note) for name, backend in _HACKING.items()]
+    ours = [
+        *(EnvironmentEntry(name, backend, note) for name, backend in _HACKING.items()),
+        EnvironmentEntry(tumbling.ID, "mujoco", "Hopper-v5 that may turn over; docs/prefer.md"),
+    ]
     others = [
         EnvironmentEntry(spec.id, "gymnasium", _note(spec))
         for spec in gymnasium.registry.values()
-        if spec.id not in (*BATCHED_TASKS, *hacking.IDS) and _can_be_made(spec)
+        if spec.id not in (*BATCHED_TASKS, *hacking.IDS, tumbling.ID) and _can_be_made(spec)
     ]
     return batched + ours + others
 

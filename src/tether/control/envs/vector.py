@@ -324,6 +324,7 @@ _WITH_MODELS = (
     "gymnasium.envs.mujoco",
     "tether.control.hacking.gate_cheetah",
     "tether.control.hacking.sleeping_walker",
+    "tether.control.tumbling.hopper",
 )
 """Modules of environments that load MuJoCo models."""
 
