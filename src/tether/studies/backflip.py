@@ -41,7 +41,7 @@ from tether.studies.trials import Result, Trial, run_trials
 ENV: Final = tumbling.ID
 LYING: Final = 0.4
 """Height of the torso in metres at which the robot lies."""
-UP: Final = 1.0
+UP: Final = 1.12
 """Height of the torso in metres from which it is up; standing it is at 1.25."""
 HEIGHT, ANGLE = 1, 2
 """Positions of the torso in MuJoCo's qpos."""
