@@ -20,17 +20,19 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import median
 from typing import Any
 
 import numpy as np
 from contenders import ROOT
+from label import served
 from playwright.sync_api import expect, sync_playwright
 from report import machine, versions
 
 from tether.learning.seeds import parse_seeds
 from tether.preferences.items import Segment
 from tether.preferences.store import Store
+from tether.studies.statistics import summarize
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--autoplay-policy=no-user-gesture-required")
@@ -103,7 +105,7 @@ def wait_for_answer(store: Store, count: int) -> None:
 
 
 def taught_on_the_page(
-    browser: Any, args: argparse.Namespace, seed: int, run: Path
+    browser: Any, args: argparse.Namespace, seed: int, run: Path, picture: Path | None
 ) -> dict[str, Any]:
     """One training beside its person."""
     log = (run.parent / f"{run.name}.log").open("wb")
@@ -113,29 +115,20 @@ def taught_on_the_page(
         if trained.poll() is not None:
             raise SystemExit(f"the training ended with {trained.returncode}; see {log.name}")
         time.sleep(0.2)
-    server = subprocess.Popen(
-        [*TETHER, "label", str(run), "--port", "0", "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
     try:
-        assert server.stdout is not None
-        page = browser.new_page()
-        page.goto(json.loads(server.stdout.readline())["url"])
-        page.get_by_label("Name", exact=True).fill("script")
-        page.keyboard.press("Enter")
-        with Store.open(run / "preferences.sqlite") as store:
-            picture = args.picture if seed == parse_seeds(args.seeds)[0] else None
+        with served(str(run)) as (_, url), Store.open(run / "preferences.sqlite") as store:
+            page = browser.new_page()
+            page.goto(url)
+            page.get_by_label("Name", exact=True).fill("script")
+            page.keyboard.press("Enter")
             waits = answer(page, store, trained, args.labels, picture)
-        labelled = time.monotonic() - began
-        page.close()
+            labelled = time.monotonic() - began
+            page.close()
         if trained.wait():
             raise SystemExit(f"the training ended with {trained.returncode}; see {log.name}")
     finally:
-        for process in (server, trained):
-            process.terminate()
-            process.wait()
+        trained.terminate()
+        trained.wait()
         log.close()
     return {
         "labelled_after_seconds": labelled,
@@ -146,7 +139,9 @@ def taught_on_the_page(
     }
 
 
-def measure(browser: Any, args: argparse.Namespace, seed: int, runs: Path) -> dict[str, Any]:
+def measure(
+    browser: Any, args: argparse.Namespace, seed: int, runs: Path, picture: Path | None
+) -> dict[str, Any]:
     kept = runs / f"{seed}.json"
     if kept.exists():
         found: dict[str, Any] = json.loads(kept.read_text())
@@ -158,7 +153,7 @@ def measure(browser: Any, args: argparse.Namespace, seed: int, runs: Path) -> di
     found = {
         "seed": seed,
         "oracle": returns(runs / f"oracle-{seed}"),
-        **taught_on_the_page(browser, args, seed, runs / f"page-{seed}"),
+        **taught_on_the_page(browser, args, seed, runs / f"page-{seed}", picture),
         "page": returns(runs / f"page-{seed}"),
     }
     kept.write_text(json.dumps(found))
@@ -171,12 +166,15 @@ def main() -> None:
     if chromium is None:
         raise SystemExit("no Chromium is installed (apt-get install chromium)")
     runs = args.runs or Path(tempfile.mkdtemp(prefix="person-"))
+    # What was measured with other settings is another measurement.
+    runs /= f"{args.env}-{args.labels}-{args.steps}"
     runs.mkdir(parents=True, exist_ok=True)
-    measured = []
+    measured: list[dict[str, Any]] = []
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium, args=list(FLAGS))
         for seed in parse_seeds(args.seeds):
-            measured.append(measure(browser, args, seed, runs))
+            picture = None if measured else args.picture
+            measured.append(measure(browser, args, seed, runs, picture))
             print(json.dumps(measured[-1]), file=sys.stderr, flush=True)
         browser.close()
     found: dict[str, Any] = {
@@ -187,11 +185,9 @@ def main() -> None:
         "steps": args.steps,
         "seeds": measured,
     }
-    reached: dict[str, Any] = {}
-    for teacher in ("oracle", "page"):
-        scores = [one[teacher] for one in measured]
-        error = stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else None
-        reached[teacher] = {"mean": mean(scores), "standard_error": error}
+    reached = {
+        teacher: summarize([one[teacher] for one in measured]) for teacher in ("oracle", "page")
+    }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(found | reached, indent=1) + "\n")
     print(json.dumps(reached))

@@ -170,7 +170,7 @@ def test_any_number_of_environments(count):
 def test_batched_tasks_are_all_the_v5_tasks():
     every = {i for i, s in gym.registry.items() if "envs.mujoco." in str(s.entry_point)}
     assert set(BATCHED_TASKS) == {i for i in every if i.endswith("-v5")}
-    # And two of tether's own.
+    # And three of tether's own.
     assert len(_TASKS) == len(BATCHED_TASKS) + 3
 
 

@@ -128,7 +128,7 @@ class TumblingHopper(Hopper):
 
     def __init__(self, env: Any, physics: Physics) -> None:
         super().__init__(env, physics)
-        self._angle = 1 if env._exclude_current_positions_from_observation else 2
+        self._angle: int = env.angle_index
 
     @override
     def observe(self, out: Array) -> None:

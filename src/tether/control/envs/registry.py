@@ -29,10 +29,11 @@ BATCHED_TASKS: tuple[str, ...] = (
 All but Ant and the humanoids run on MuJoCo's batch stepper. Those three read contact forces that it
 cannot give, so each of their simulations has an MjData of its own.
 """
-_HACKING = {
-    "tether/GateCheetah-v0": "mujoco",
-    "tether/SleepingWalker-v0": "mujoco",
-    **dict.fromkeys(("tether/BoatRace-v0", "tether/CoveredSensor-v0"), "gymnasium"),
+_LOOPHOLE = "pays a proxy and reports the true reward; docs/reward-hacking.md"
+_ON_MUJOCO = ("tether/GateCheetah-v0", "tether/SleepingWalker-v0")
+_OWN = {
+    **{name: ("mujoco" if name in _ON_MUJOCO else "gymnasium", _LOOPHOLE) for name in hacking.IDS},
+    tumbling.ID: ("mujoco", "Hopper-v5 that may turn over; docs/prefer.md"),
 }
 _UNBATCHED = ("Ant-v5", "Humanoid-v5", "HumanoidStandup-v5")
 
@@ -66,15 +67,11 @@ def list_environments() -> list[EnvironmentEntry]:
     """
     steppers = ("MuJoCo's batch stepper", "MuJoCo, one MjData per environment")
     batched = [EnvironmentEntry(i, "mujoco", steppers[i in _UNBATCHED]) for i in BATCHED_TASKS]
-    note = "pays a proxy and reports the true reward; docs/reward-hacking.md"
-    ours = [
-        *(EnvironmentEntry(name, backend, note) for name, backend in _HACKING.items()),
-        EnvironmentEntry(tumbling.ID, "mujoco", "Hopper-v5 that may turn over; docs/prefer.md"),
-    ]
+    ours = [EnvironmentEntry(name, backend, note) for name, (backend, note) in _OWN.items()]
     others = [
         EnvironmentEntry(spec.id, "gymnasium", _note(spec))
         for spec in gymnasium.registry.values()
-        if spec.id not in (*BATCHED_TASKS, *hacking.IDS, tumbling.ID) and _can_be_made(spec)
+        if spec.id not in (*BATCHED_TASKS, *_OWN) and _can_be_made(spec)
     ]
     return batched + ours + others
 

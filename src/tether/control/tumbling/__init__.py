@@ -16,13 +16,5 @@ import gymnasium
 ID = "tether/TumblingHopper-v0"
 """The environment's Gymnasium id."""
 
-
-def register() -> None:
-    """Registers the environment with Gymnasium, unless its id is registered."""
-    if ID not in gymnasium.registry:
-        gymnasium.register(
-            ID, "tether.control.tumbling.hopper:TumblingHopper", max_episode_steps=1000
-        )
-
-
-register()
+if ID not in gymnasium.registry:
+    gymnasium.register(ID, "tether.control.tumbling.hopper:TumblingHopper", max_episode_steps=1000)

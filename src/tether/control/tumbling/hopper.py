@@ -31,8 +31,12 @@ class TumblingHopper(HopperEnv):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(terminate_when_unhealthy=False, **kwargs)
 
+    @property
+    def angle_index(self) -> int:
+        """Where the observation has the torso's angle."""
+        return 1 if self._exclude_current_positions_from_observation else 2
+
     def _get_obs(self) -> NDArray[np.float64]:
         observation: NDArray[np.float64] = super()._get_obs()  # type: ignore[no-untyped-call]
-        place = 1 if self._exclude_current_positions_from_observation else 2
-        observation[place] = within_a_turn(observation[place])
+        observation[self.angle_index] = within_a_turn(observation[self.angle_index])
         return observation
