@@ -94,9 +94,22 @@ def test_a_file_of_settings_names_a_judge(tmp_path):
     assert judge.mode == "rating" and judge.name == "tiny/positive/rating-0"
 
 
+def test_settings_follow_a_name(tmp_path, monkeypatch):
+    judge = JudgeReward("judge:positive@tiny,shots=0,detailed=true").open()
+    assert judge.name == "tiny/positive/pointwise-0-detailed"
+    (tmp_path / "mine.toml").write_text('model = "tiny"\nmode = "rating"\nshots = 0\n')
+    monkeypatch.chdir(tmp_path)
+    (name,) = GivenRewards.of(["judge:mine.toml,shots=1"]).names
+    assert name == f"judge:{tmp_path / 'mine.toml'},shots=1"
+    assert JudgeReward(name).open().name == "tiny/positive/rating-1"
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
+        ("judge:positive,shot=0", "unknown key 'shot'; did you mean 'shots'?"),
+        ("judge:positive,shots=few", "shots is 'few'; expected a valid integer"),
+        ("judge:positive@tiny,model=tiny", "says model twice; expected it once"),
         ("judge:", "names no attribute; expected judge:positive"),
         ("judge:kind", "attribute is 'kind', which is no file and no attribute"),
         ("judge:none.toml", "which is no file|cannot read"),

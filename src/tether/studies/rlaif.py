@@ -69,11 +69,12 @@ class RLAIFConfig(SentimentConfig):
     continuation once, at 7 to 8 texts a second on one core."""
     held_out_pairs: int = Field(default=150, ge=2)
     """Pairs of continuations of other prompts, on which labels and reward models are measured."""
-    reward_epochs: float = Field(default=1.0, gt=0)
+    reward_epochs: float = Field(default=3.0, gt=0)
     """Passes of the reward models over the pairs."""
-    judge: str = "judge:positive"
+    judge: str = "judge:positive,shots=0"
     """Who labels, and who rewards directly: judge:ATTRIBUTE, judge:FILE.toml or
-    judge:ATTRIBUTE@MODEL, as for `tether rlhf --reward`."""
+    judge:ATTRIBUTE@MODEL, as for `tether rlhf --reward`. On samples of a small policy, solved
+    examples made the judge prefer short texts."""
     direct_episodes: int = Field(default=1920, ge=1)
     """The most completions that the arm `direct` samples, each of which the judge reads."""
     kl_target: float = Field(default=4.0, gt=0)

@@ -21,7 +21,9 @@ from tether.language.models.given import GivenModel, given_model
 from tether.language.runtime.paths import lasting
 from tether.learning.config import Config, When
 
-_NAME: Final = re.compile(r"judge:(?P<attribute>[^@]+)(@(?P<model>.+))?")
+_NAME: Final = re.compile(
+    r"judge:(?P<attribute>[^@]+?)(@(?P<model>.+?))?(?P<settings>(,[a-z_]+=[^,=]*)*)"
+)
 _USUAL_SHOTS: Final = 4
 
 
@@ -200,19 +202,25 @@ def open_backend(settings: JudgeSettings) -> Backend:
 def judge_settings(name: str) -> JudgeSettings:
     """The settings that ``judge:ATTRIBUTE[@MODEL]`` or ``judge:FILE.toml`` name.
 
-    The file holds settings of a judge; an attribute's own file will do as well.
+    The file holds settings of a judge; an attribute's own file will do as well. Further settings
+    may follow, such as ``judge:positive,shots=0``.
 
     Raises:
-        UserError: it is no such name, or there is no such file.
+        UserError: it is no such name, or there is no such file or setting.
     """
     match = _NAME.fullmatch(name)
     if match is None:
         raise UserError(
-            f"the judge {name!r} names no attribute; expected judge:positive, judge:FILE.toml or "
-            "judge:positive@MODEL"
+            f"the judge {name!r} names no attribute; expected judge:positive, judge:FILE.toml, "
+            "judge:positive@MODEL or judge:positive,shots=0"
         )
     named, model = match["attribute"], match["model"]
-    given = {} if model is None else {"model": model}
+    given: dict[str, Any] = {} if model is None else {"model": model}
+    for one in match["settings"].split(",")[1:]:
+        key, value = one.split("=")
+        if key in given or key == "attribute":
+            raise UserError(f"the judge {name!r} says {key} twice; expected it once")
+        given[key] = value
     if named in ATTRIBUTES or not named.endswith(".toml") or _is_attribute(Path(named)):
         return JudgeSettings.load({"attribute": named, **given})
     return JudgeSettings.load_toml(named, **given)
@@ -237,7 +245,7 @@ def lasting_judge_name(name: str) -> str:
     if attribute not in ATTRIBUTES and Path(attribute).is_file():
         attribute = str(Path(attribute).resolve())
     there = "" if model is None else f"@{lasting(model, (SMOLLM2, TINY))}"
-    return f"judge:{attribute}{there}"
+    return f"judge:{attribute}{there}{match['settings']}"
 
 
 def _is_attribute(path: Path) -> bool:

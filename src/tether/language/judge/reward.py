@@ -22,7 +22,7 @@ from tether.language.models.from_run import is_run
 
 __all__ = ["JudgeReward", "is_judge_name", "lasting_judge_name"]
 
-EXPECTED: Final = "judge:positive, judge:FILE.toml or judge:positive@MODEL"
+EXPECTED: Final = "judge:positive, judge:FILE.toml, judge:positive@MODEL or judge:positive,shots=0"
 """How a judge is named as a reward."""
 
 

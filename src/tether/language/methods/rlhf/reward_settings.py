@@ -33,8 +33,9 @@ class RewardSettings(Config):
     """The reward: runs of `tether reward`; module:function, a Python function (prompts,
     completions, **columns) that returns a list of numbers; judge:positive, judge:harmless,
     judge:helpful or judge:FILE.toml, a language model that judges, with @MODEL for another than
-    smollm2-135m-instruct; sentiment (log-odds that a film review is positive); or lexicon
-    (positive words minus negative ones). For movie-reviews it is sentiment if not given."""
+    smollm2-135m-instruct and ,shots=0 for that setting of the judge; sentiment (log-odds that a
+    film review is positive); or lexicon (positive words minus negative ones). For movie-reviews it
+    is sentiment if not given."""
     reward_weights: tuple[float, ...] = ()
     """Several rewards: their weights in a sum; if not given, reward_combine decides."""
     reward_combine: Combine | None = None
