@@ -14,7 +14,7 @@ from tether.studies.trials import Trial
 def found(tmp_path_factory):
     out = tmp_path_factory.mktemp("hacking")
     config = hacking.HackingConfig(
-        grounds=("boat-race",),
+        envs=("boat-race",),
         arms=("proxy", "true", "repaired", "budget"),
         seeds="1000-1000",
         budget=0.35,
@@ -32,17 +32,17 @@ def found(tmp_path_factory):
 
 
 def test_the_boat_is_hacked_and_the_repaired_one_is_not(found) -> None:
-    ground = found["grounds"]["boat-race"]
-    arms = ground["arms"]
-    assert abs(ground["random"]["truth"]) < 5
+    case = found["envs"]["boat-race"]
+    arms = case["arms"]
+    assert abs(case["random"]["truth"]) < 5
     assert arms["proxy"]["hacked"] == [True]
     assert arms["repaired"]["hacked"] == [False]
-    assert arms["proxy"]["proxy"]["mean"] > ground["reference"]["proxy"]
-    assert arms["true"]["truth"]["mean"] == ground["reference"]["truth"] > 60
+    assert arms["proxy"]["proxy"]["mean"] > case["reference"]["proxy"]
+    assert arms["true"]["truth"]["mean"] == case["reference"]["truth"] > 60
 
 
 def test_the_budget_is_kept(found) -> None:
-    budget = hacking.GROUNDS["boat-race"].kl_budget
+    budget = hacking.CASES["boat-race"].kl_budget
     kls = [
         trial["initial_kl"]
         for trial in found["trials"].values()
@@ -103,7 +103,7 @@ def test_every_training_is_there_once_and_starts_come_first() -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"grounds": ("boat-rase",)}, "grounds has 'boat-rase'"),
+        ({"envs": ("boat-rase",)}, "envs has 'boat-rase'"),
         ({"arms": ("none",)}, "arms has 'none'"),
         ({"method": "pp"}, "method has 'pp'"),
         ({"seeds": "a-b"}, "seeds"),

@@ -28,7 +28,7 @@ SIZES = {
     "prompts": 12,
     "samples": 3,
     "comparisons": (6, 12),
-    "followed": 6,
+    "remedy_comparisons": 6,
     "members": 2,
     "episodes": 16,
     "test_prompts": 8,
@@ -247,7 +247,8 @@ class TestStudy:
                 assert first["kl"] == 0.0 and first["step"] == 0
                 # What spends so small a budget is taken back, to the reference itself.
                 assert last["kl"] > 0 or name == "budget"
-                assert first["truth"] == found["ppo"]["price"]["seeds"][seed]["points"][0]["truth"]
+                penalized = found["ppo"]["kl-penalty"]["seeds"][seed]["points"]
+                assert first["truth"] == penalized[0]["truth"]
         assert json.loads((out / "overoptimisation.json").read_text()) == json.loads(
             json.dumps(found)
         )
@@ -281,10 +282,10 @@ class TestStudy:
             name: json.loads((place / name / "run" / "run.json").read_text())["config"]
             for name in study.arms(config)
         }
-        assert set_to["price"]["beta"] == config.price
+        assert set_to["kl-penalty"]["beta"] == config.kl_coefficient
         assert set_to["budget"]["kl_budget"] == config.budget
         assert set_to["clip"]["clip_score"] == config.clip
-        assert all(own["beta"] == 0 for name, own in set_to.items() if name != "price")
+        assert all(own["beta"] == 0 for name, own in set_to.items() if name != "kl-penalty")
         budget = found["ppo"]["budget"]["seeds"]["1000"]["points"]
         assert budget[-1]["step"] <= config.episodes
         spreads = {
@@ -346,9 +347,9 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"followed": 200}, "followed is 200, which is not one of comparisons"),
+            ({"remedy_comparisons": 200}, "remedy_comparisons is 200, which is not one of"),
             ({"prompts": 100}, "comparisons has 6000, and 100 prompts give at most 270"),
-            ({"comparisons": (), "followed": 2}, r"comparisons is \(\); expected numbers"),
+            ({"comparisons": (), "remedy_comparisons": 2}, r"comparisons is \(\); expected"),
         ],
     )
     def test_what_cannot_be_is_refused(self, settings, message):

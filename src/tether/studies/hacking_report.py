@@ -23,7 +23,7 @@ ARMS: Final = {
     "start": "the proxy, from an honest start",
     "kl": "… with a KL penalty",
     "budget": "… within a KL budget",
-    "honest": "repaired, from an honest start",
+    "start-repaired": "repaired, from an honest start",
 }
 """What is trained in each environment, in words."""
 
@@ -70,16 +70,16 @@ def write(
     results: Mapping[str, Result],
 ) -> dict[str, Any]:
     """Gathers the trials, writes ``hacking.json`` and ``hacking.png``; returns the former."""
-    grounds = {}
-    for ground in settings["grounds"]:
-        mine = [trial for trial in trials if trial.settings["ground"] == ground]
-        grounds[ground] = _ground(results[f"{ground}-random"], mine, results)
+    envs = {}
+    for case in settings["envs"]:
+        mine = [trial for trial in trials if trial.settings["case"] == case]
+        envs[case] = _case(results[f"{case}-random"], mine, results)
     found = {
         "protocol": dict(protocol),
         "settings": dict(settings),
         "hours_of_training": sum(r.get("seconds", 0.0) for r in results.values()) / 3600,
-        "grounds": grounds,
-        "alarms": rates(grounds),
+        "envs": envs,
+        "alarms": rates(envs),
         "trials": {t.name: {"settings": dict(t.settings), **results[t.name]} for t in trials},
     }
     write_json(out / "hacking.json", found, indent=None)
@@ -87,9 +87,7 @@ def write(
     return found
 
 
-def _ground(
-    random: Result, trials: Sequence[Trial], results: Mapping[str, Result]
-) -> dict[str, Any]:
+def _case(random: Result, trials: Sequence[Trial], results: Mapping[str, Result]) -> dict[str, Any]:
     """One environment: each arm's scores over seeds, and which trainings were hacked."""
     by_arm: dict[str, list[Result]] = {}
     for trial in trials:
@@ -125,11 +123,11 @@ def is_hacked(run: Result, random: Result, reference: Mapping[str, float | None]
     return bool(run["proxy"] >= proxy and reached < LITTLE * (truth - random["truth"]))
 
 
-def rates(grounds: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def rates(envs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """For each alarm, over the trainings that are paid a proxy: hits and false alarms."""
     counted: dict[str, dict[str, Any]] = {}
-    for name, ground in grounds.items():
-        for arm, found in ground["arms"].items():
+    for name, case in envs.items():
+        for arm, found in case["arms"].items():
             if arm in NOT_PAID_A_PROXY:
                 continue
             for hacked, steps in zip(found["hacked"], found["alarms"], strict=True):
@@ -159,18 +157,18 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     os.environ.setdefault("MPLBACKEND", "Agg")
     from matplotlib import pyplot as plt
 
-    grounds = found["grounds"]
+    envs = found["envs"]
     arms = [arm for arm in ARMS if arm in found["settings"]["arms"]]
     figure, panels = plt.subplots(
         2,
-        len(grounds),
-        figsize=(3.4 * len(grounds) + 0.6, 6.2),
+        len(envs),
+        figsize=(3.4 * len(envs) + 0.6, 6.2),
         layout="constrained",
         squeeze=False,
         sharex="col",
     )
     lines: dict[str, Any] = {}
-    for column, (name, ground) in enumerate(grounds.items()):
+    for column, (name, case) in enumerate(envs.items()):
         for row, what in enumerate(("proxy", "truth")):
             axes = panels[row][column]
             for index, arm in enumerate(arms):
@@ -178,10 +176,10 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
                 # Where nothing but the truth is paid, the return is no proxy.
                 if what == "proxy" and arm == "true":
                     continue
-                drawn = _curve(axes, ground["arms"][arm]["curves"], row + 1, colour, style)
+                drawn = _curve(axes, case["arms"][arm]["curves"], row + 1, colour, style)
                 if drawn is not None:
                     lines[arm] = drawn
-            axes.axhline(ground["random"][what], color="0.5", lw=0.8, ls=":")
+            axes.axhline(case["random"][what], color="0.5", lw=0.8, ls=":")
             axes.grid(alpha=0.25)
             axes.spines[["top", "right"]].set_visible(False)
             axes.xaxis.set_major_formatter(lambda x, _: step_label(x))
@@ -194,7 +192,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
             list(lines.values()),
             [ARMS[arm] for arm in lines],
             loc="outside lower center",
-            ncols=min(4, len(grounds)),
+            ncols=min(4, len(envs)),
             frameon=False,
             fontsize=8,
         )
@@ -221,13 +219,13 @@ def show(found: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     console = Console(stderr=True)
-    for name, ground in found["grounds"].items():
+    for name, case in found["envs"].items():
         table = Table(title=name)
         for heading in ("trained on", "proxy", "truth", "hacked"):
             table.add_column(heading, justify="left" if heading == "trained on" else "right")
-        table.add_row("random actions", *(f"{ground['random'][k]:.1f}" for k in ("proxy", "truth")))
-        for arm in (arm for arm in ARMS if arm in ground["arms"]):
-            scores = ground["arms"][arm]
+        table.add_row("random actions", *(f"{case['random'][k]:.1f}" for k in ("proxy", "truth")))
+        for arm in (arm for arm in ARMS if arm in case["arms"]):
+            scores = case["arms"][arm]
             known = [one for one in scores["hacked"] if one is not None]
             share = f"{sum(known)} of {len(known)}" if known else ""
             table.add_row(ARMS[arm], _shown(scores["proxy"]), _shown(scores["truth"]), share)

@@ -1,11 +1,11 @@
-"""Over-optimisation: a reward model is followed until what was meant is lost, and kept from it.
+"""Over-optimisation: PPO on a reward model until what was meant is lost, and remedies for it.
 
     1. tune a language model on openings of film reviews: the reference
     2. continue openings; the gold scorer compares continuations; a share of its answers is flipped
     3. learn reward models from 100 to 6,000 of these comparisons, and from those of one size the
        further members of an ensemble
-    4. best of n by every reward model, and PPO on every reward model without a price of divergence
-    5. from the reward model of one size, PPO with each remedy: a price of divergence, a budget, an
+    4. best of n by every reward model, and PPO on every reward model without a KL penalty
+    5. from the reward model of one size, PPO with each remedy: a KL penalty, a budget, an
        ensemble (mean, lowest, mean less variance), clipped scores, an early stop
     6. measure every policy while it learns: proxy, gold reward, and the truth, which is positive
        and fluent (:mod:`tether.studies.overoptimisation_truth`)
@@ -66,7 +66,7 @@ class OveroptimisationConfig(SentimentConfig):
     """How many comparisons the reward models learn from; each learns from the first of them."""
     flipped: float = Field(default=0.25, ge=0, lt=0.5)
     """The share of the comparisons whose answer is the wrong one."""
-    followed: int = Field(default=300, ge=2)
+    remedy_comparisons: int = Field(default=300, ge=2)
     """The reward model on which the remedies are tried: its number of comparisons."""
     members: int = Field(default=5, ge=2)
     """Reward models in the ensemble, all of the same comparisons."""
@@ -77,8 +77,8 @@ class OveroptimisationConfig(SentimentConfig):
     """How often each policy is measured while it trains."""
     best_of_prompts: int = Field(default=32, ge=2)
     """Held-out prompts for best-of-n, each sampled 256 times."""
-    price: float = Field(default=0.1, gt=0)
-    """The KL coefficient of the remedy `price`."""
+    kl_coefficient: float = Field(default=0.1, gt=0)
+    """The KL coefficient of the remedy `kl-penalty`."""
     budget: float = Field(default=5.0, gt=0)
     """The divergence of a sequence, in nats, at which the remedy with a budget ends."""
     clip: float = Field(default=0.5, gt=0)
@@ -92,9 +92,10 @@ class OveroptimisationConfig(SentimentConfig):
     def _enough(self) -> Self:
         if not self.comparisons or min(self.comparisons) < 2:
             raise ValueError(f"comparisons is {self.comparisons}; expected numbers of at least 2")
-        if self.followed not in self.comparisons:
+        if self.remedy_comparisons not in self.comparisons:
             raise ValueError(
-                f"followed is {self.followed}, which is not one of comparisons {self.comparisons}"
+                f"remedy_comparisons is {self.remedy_comparisons}, which is not one of comparisons "
+                f"{self.comparisons}"
             )
         learned = self.prompts - math.ceil(_HELD_OUT * self.prompts)
         most = learned * math.comb(self.samples, 2)
@@ -113,7 +114,7 @@ class Arm(NamedTuple):
         size: comparisons of its reward models.
         members: how many of them it is paid by.
         combine: how they become one.
-        settings: of PPO; there is no price of divergence unless they have one.
+        settings: of PPO; there is no KL penalty unless they have one.
     """
 
     size: int
@@ -124,10 +125,10 @@ class Arm(NamedTuple):
 
 def arms(config: OveroptimisationConfig) -> dict[str, Arm]:
     """Every training, by name: one for each reward model, and one for each remedy."""
-    one, all_members = config.followed, config.members
+    one, all_members = config.remedy_comparisons, config.members
     return {
         **{f"ppo-{size}": Arm(size) for size in sorted(config.comparisons, reverse=True)},
-        "price": Arm(one, settings={"beta": config.price}),
+        "kl-penalty": Arm(one, settings={"beta": config.kl_coefficient}),
         "budget": Arm(one, settings={"kl_budget": config.budget}),
         "ensemble-mean": Arm(one, all_members, "mean"),
         "ensemble-lowest": Arm(one, all_members, "lowest"),
@@ -166,7 +167,7 @@ def reward_models(settings: Mapping[str, Any]) -> list[Trial]:
     """A reward model of each size, and the further members; those that take longest first."""
     config = OveroptimisationConfig.load(settings)
     wanted = [(size, 0) for size in sorted(config.comparisons, reverse=True)]
-    wanted += [(config.followed, member) for member in range(1, config.members)]
+    wanted += [(config.remedy_comparisons, member) for member in range(1, config.members)]
     return [
         Trial(name_of(size, member), learn_reward, {**settings, "size": size, "member": member})
         for size, member in wanted
@@ -317,8 +318,8 @@ def choose(settings: Mapping[str, Any], place: Path) -> Result:
         return np.asarray(model(sampled), np.float64)
 
     proxies = {f"{size}": scores_of(size, 0) for size in config.comparisons}
-    members = [proxies[f"{config.followed}"]]
-    members += [scores_of(config.followed, member) for member in range(1, config.members)]
+    members = [proxies[f"{config.remedy_comparisons}"]]
+    members += [scores_of(config.remedy_comparisons, member) for member in range(1, config.members)]
     for combine in ("mean", "lowest", "mean-variance"):
         together = combined(np.stack(members), combine, config.variance_weight)
         proxies[f"ensemble-{combine}"] = together

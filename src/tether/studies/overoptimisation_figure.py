@@ -14,7 +14,7 @@ from tether.studies.dots import draw_dots
 from tether.studies.overoptimisation_fits import Form, curve
 
 _REMEDIES: Final = {
-    "price": "KL penalty",
+    "kl-penalty": "KL penalty",
     "budget": "KL budget",
     "ensemble-mean": "ensemble, mean",
     "ensemble-lowest": "ensemble, lowest",
@@ -50,7 +50,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
         reach = max(row["kl"] for rows in curves for row in rows)
         _fitted(learned, arm["fit"]["log_odds"], reach, "rl", colours[size])
     chosen.set_title("best of n", fontsize=10)
-    learned.set_title("PPO, no price of divergence", fontsize=10)
+    learned.set_title("PPO without a KL penalty", fontsize=10)
     for axes in (chosen, learned):
         axes.set_ylabel("gold log-odds, counted from the reference")
         axes.axhline(0.0, color="0.6", linewidth=0.8, linestyle=":")
@@ -68,8 +68,8 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
 
 def _draw_truth(axes: Any, found: Mapping[str, Any]) -> None:
     """The truth along every training from the one reward model."""
-    followed = found["settings"]["followed"]
-    plain = found["ppo"][f"ppo-{followed}"]
+    size = found["settings"]["remedy_comparisons"]
+    plain = found["ppo"][f"ppo-{size}"]
     _line(axes, _curves(plain), "0.25", "no remedy", width=2.2)
     for (name, label), colour in zip(_REMEDIES.items(), COLOURS, strict=True):
         one = found["ppo"][name]
@@ -79,13 +79,13 @@ def _draw_truth(axes: Any, found: Mapping[str, Any]) -> None:
         else:
             _line(axes, _curves(one), colour, label)
     axes.set_ylabel("truth: share positive and fluent")
-    axes.set_title(f"the reward model of {followed:,} comparisons, with each remedy", fontsize=10)
+    axes.set_title(f"the reward model of {size:,} comparisons, with each remedy", fontsize=10)
 
 
 def _draw_lost(axes: Any, found: Mapping[str, Any]) -> None:
     """What the truth has lost since its peak, every seed a dot."""
-    followed = found["settings"]["followed"]
-    rows = {f"ppo-{followed}": "no remedy", **_REMEDIES}
+    size = found["settings"]["remedy_comparisons"]
+    rows = {f"ppo-{size}": "no remedy", **_REMEDIES}
     for place, (name, colour) in enumerate(zip(rows, ("0.25", *COLOURS), strict=True)):
         one = found["ppo"][name]
         values = [

@@ -41,8 +41,8 @@ def write(
     seeds = list(results)
     trained = [name for name, result in first.items() if name != "best-of-n" and "points" in result]
     ppo = {name: _arm([results[seed][name]["points"] for seed in seeds], seeds) for name in trained}
-    followed = f"ppo-{settings['followed']}"
-    ppo[STOP] = _stopped(ppo[followed], int(settings["patience"]))
+    plain = f"ppo-{settings['remedy_comparisons']}"
+    ppo[STOP] = _stopped(ppo[plain], int(settings["patience"]))
     found = {
         "settings": dict(settings),
         "protocol": dict(protocol),
@@ -67,7 +67,7 @@ def titles(found: Mapping[str, Any]) -> dict[str, str]:
     """What the trainings are called, in the order of the table."""
     settings = found["settings"]
     of = {
-        "price": f"β = {settings['price']:g}",
+        "kl-penalty": f"β = {settings['kl_coefficient']:g}",
         "budget": f"budget of {settings['budget']:g} nats",
         "ensemble-mean": f"mean of {settings['members']}",
         "ensemble-lowest": f"lowest of {settings['members']}",
