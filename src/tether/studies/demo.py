@@ -45,12 +45,19 @@ def demo(arguments: Sequence[str]) -> None:
 def _control(options: DemoOptions) -> dict[str, Any]:
     from tether.control.demo import show
 
-    return show(
+    found = show(
         options.out / "control",
         env="HalfCheetah-v5",
         total_steps=options.total_steps,
         seed=options.seed,
     )
+    taught = options.out / "taught"
+    say(
+        "teach a policy yourself, with no reward but your answers about pairs of clips:\n"
+        f"  tether prefer --env Hopper-v5 --teacher human --out {taught}\n"
+        f"  tether label {taught}    (in a second terminal)"
+    )
+    return found
 
 
 def _language(options: DemoOptions) -> dict[str, Any]:
