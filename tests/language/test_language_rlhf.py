@@ -1,6 +1,7 @@
 """RLHF's arithmetic: rewards, ratios, masks, estimators, expected gradients."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -298,6 +299,23 @@ def test_a_rollout_without_any_end_is_refused_unless_it_scores_as_it_is():
     with pytest.raises(UserError, match="none of the first 2 completions ended"):
         learner(missing_eos_score=-1.0, **settings).iterate()
     assert learner(**settings).iterate()["episode/eos_fraction"] == 0.0
+
+
+def test_the_time_of_a_slow_reward_is_not_that_of_sampling():
+    made = learner(exact())
+    scorer = made.collector.scorer
+
+    def slow(completions):
+        time.sleep(0.4)
+        return scorer(completions)
+
+    made.collector.scorer = slow
+    began = time.perf_counter()
+    times = made.iterate()
+    seconds = time.perf_counter() - began
+    parts = [times[f"time/{part}_seconds"] for part in ("generation", "scoring", "update")]
+    assert parts[1] >= 0.4 and parts[0] > 0 and parts[2] > 0
+    assert sum(parts) == pytest.approx(seconds, abs=0.05)
 
 
 def test_a_critic_apart_learns_whatever_its_weight_beside_the_policy():

@@ -7,6 +7,7 @@ split, reordered or resumed, and the only thing to remember is how many episodes
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -58,6 +59,7 @@ class Episodes:
             not apply.
         spread: the standard deviation of an ensemble's scores of each completion, (N,); NaN where
             there are fewer than two.
+        scoring_seconds: how long the scorer took.
     """
 
     completions: list[Completion]
@@ -65,6 +67,7 @@ class Episodes:
     scores: NDArray[np.float64]
     members: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     spread: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    scoring_seconds: float = 0.0
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -175,7 +178,9 @@ class EpisodeCollector:
             replace(item, row=prompts[place])
             for item, place in zip(completions, places, strict=True)
         ]
+        sampled = time.perf_counter()
         read = self._score(completions)
+        scored = time.perf_counter()
         completions, table = _together(
             completions, np.vstack([read.total[None], read.spread[None], read.members])
         )
@@ -187,6 +192,7 @@ class EpisodeCollector:
             scores,
             dict(zip(names, table[2:], strict=True)),
             table[1],
+            scored - sampled,
         )
         bad = np.flatnonzero(~np.isfinite(scores)).tolist()
         if bad:

@@ -171,7 +171,7 @@ class RLHFLearner(LanguageLearner):
         """
         began, steps = time.perf_counter(), self.steps
         episodes = self.collector.collect()
-        generated = time.perf_counter()
+        collected = time.perf_counter()
         epochs = self.updater.minibatches()
         measured = self.updater.measure(episodes, epochs[0])
         score = self.score(episodes)
@@ -206,9 +206,11 @@ class RLHFLearner(LanguageLearner):
             SampledCompletion(*row)
             for row in zip(episodes.completions, episodes.scores.tolist(), kl.tolist(), strict=True)
         ]
-        seconds = time.perf_counter() - began
-        metrics["time/tokens_per_second"] = float(episodes.lengths.sum()) / seconds
-        metrics["time/generation_seconds"] = generated - began
+        ended = time.perf_counter()
+        metrics["time/tokens_per_second"] = float(episodes.lengths.sum()) / (ended - began)
+        metrics["time/generation_seconds"] = collected - began - episodes.scoring_seconds
+        metrics["time/scoring_seconds"] = episodes.scoring_seconds
+        metrics["time/update_seconds"] = ended - collected
         return metrics
 
     def score(self, episodes: Episodes) -> Tensor:
