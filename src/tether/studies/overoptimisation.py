@@ -5,9 +5,10 @@
     3. learn reward models from 100 to 6,000 of these comparisons, and from those of one size the
        further members of an ensemble
     4. best of n by every reward model, and PPO on every reward model without a KL penalty
-    5. from the reward model of one size, PPO with each remedy: a KL penalty, a budget, an
+    5. PPO on two proxies that nobody learned: the number of words, and a count of positive words
+    6. from the reward model of one size, PPO with each remedy: a KL penalty, a budget, an
        ensemble (mean, lowest, mean less variance), clipped scores, an early stop
-    6. measure every policy while it learns: proxy, gold reward, and the truth, which is positive
+    7. measure every policy while it learns: proxy, gold reward, and the truth, which is positive
        and fluent (:mod:`tether.studies.overoptimisation_truth`)
 
 Source:
@@ -21,13 +22,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, Literal, NamedTuple, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from tether.errors import UserError
 from tether.language.data.tokens import Pair
+from tether.language.evaluation.texts import words_of
 from tether.language.evaluation.win_rate import outcomes
 from tether.language.methods.best_of_n import best_of_n_kl, expected_best_of_n
 from tether.language.methods.rlhf.rewards import Ensemble
@@ -35,7 +37,8 @@ from tether.language.models.ensemble import Combine, combined
 from tether.language.models.files import find_folder
 from tether.language.models.from_run import is_run, load_reward_model, open_model
 from tether.language.models.language_model import LanguageModel
-from tether.language.models.scoring import Scorer
+from tether.language.models.scoring import Scorer, score_texts
+from tether.language.reviews.prompts import lexicon_scorer
 from tether.learning.output.metrics import read_metrics
 from tether.learning.seeding import Stream, derived_seed, generator
 from tether.learning.storage.durable import write_json
@@ -44,7 +47,7 @@ from tether.studies import sentiment_runs as runs
 from tether.studies.command_line import carry_out
 from tether.studies.language_runs import Watch, frozen, in_stages, learn
 from tether.studies.overoptimisation_truth import fluency_of_people, judge
-from tether.studies.sentiment import SentimentConfig, measure, pairs_in
+from tether.studies.sentiment import SentimentConfig, measure, pairs_in, texts_of
 from tether.studies.trials import Result, Trial
 
 REFERENCE: Final = "reference"
@@ -115,19 +118,25 @@ class Arm(NamedTuple):
         members: how many of them it is paid by.
         combine: how they become one.
         settings: of PPO; there is no KL penalty unless they have one.
+        written: the proxy that is written by hand, in place of reward models.
     """
 
-    size: int
+    size: int = 0
     members: int = 1
     combine: Combine = "mean"
     settings: Mapping[str, float] = {}
+    written: Literal["words", "lexicon"] | None = None
 
 
 def arms(config: OveroptimisationConfig) -> dict[str, Arm]:
-    """Every training, by name: one for each reward model, and one for each remedy."""
+    """Every training, by name: one for each proxy, and one for each remedy."""
     one, all_members = config.remedy_comparisons, config.members
+    # Scores of reward models have a deviation of about 1 as they come.
+    scaled = {"normalize_score": True}
     return {
         **{f"ppo-{size}": Arm(size) for size in sorted(config.comparisons, reverse=True)},
+        "words": Arm(written="words", settings=scaled),
+        "lexicon": Arm(written="lexicon", settings=scaled),
         "kl-penalty": Arm(one, settings={"beta": config.kl_coefficient}),
         "budget": Arm(one, settings={"kl_budget": config.budget}),
         "ensemble-mean": Arm(one, all_members, "mean"),
@@ -237,15 +246,11 @@ def flip(pairs: Sequence[Pair], share: float, seed: int) -> list[Pair]:
 
 
 def reinforce(settings: Mapping[str, Any], place: Path) -> Result:
-    """PPO on learned reward models, measured from the reference to the end."""
+    """PPO on a proxy, measured from the reference to the end."""
     config = OveroptimisationConfig.load_part(settings)
     arm = arms(config)[settings["arm"]]
     reference = frozen(runs.tuned_run(place), device=config.device)
-    models = [
-        load_reward_model(place.parent / name_of(arm.size, member) / "run", device=config.device)
-        for member in range(arm.members)
-    ]
-    scorer = Ensemble(models, arm.combine, variance_weight=config.variance_weight)
+    scorer = _proxy(config, arm, reference, place)
     measured = _Measurement(config, reference, scorer, place)
     watch = Watch(max(1, config.episodes // config.measurements), measured)
     policy = learn(
@@ -263,6 +268,22 @@ def reinforce(settings: Mapping[str, Any], place: Path) -> Result:
     if rows[-1]["step"] < last:
         rows.append({"step": last, **measured(policy)})
     return {"points": rows}
+
+
+def _proxy(
+    config: OveroptimisationConfig, arm: Arm, reference: LanguageModel, place: Path
+) -> Scorer:
+    if arm.written == "words":
+        return lambda completions: np.array(
+            [len(words_of(text)) for text in texts_of(reference, completions)], np.float64
+        )
+    if arm.written == "lexicon":
+        return score_texts(reference.tokenizer, lexicon_scorer())
+    models = [
+        load_reward_model(place.parent / name_of(arm.size, member) / "run", device=config.device)
+        for member in range(arm.members)
+    ]
+    return Ensemble(models, arm.combine, variance_weight=config.variance_weight)
 
 
 class _Measurement:

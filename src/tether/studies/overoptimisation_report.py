@@ -67,6 +67,8 @@ def titles(found: Mapping[str, Any]) -> dict[str, str]:
     """What the trainings are called, in the order of the table."""
     settings = found["settings"]
     of = {
+        "words": "the number of words",
+        "lexicon": "positive words − negative ones",
         "kl-penalty": f"β = {settings['kl_coefficient']:g}",
         "budget": f"budget of {settings['budget']:g} nats",
         "ensemble-mean": f"mean of {settings['members']}",

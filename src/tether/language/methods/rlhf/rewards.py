@@ -325,7 +325,7 @@ def _metric_names(names: Sequence[str]) -> tuple[str, ...]:
     found: list[str] = []
     for name in names:
         if is_judge_name(name):
-            short = f"judge.{Path(name.partition(':')[2].partition('@')[0]).stem}"
+            short = f"judge.{Path(re.split('[@,]', name.partition(':')[2])[0]).stem}"
         else:
             short = name.replace(":", ".") if is_function_name(name) else Path(name).name
         safe = re.sub(r"[^\w.-]+", "-", short).replace("-.", ".").replace(".-", ".").strip("-.")
