@@ -29,7 +29,7 @@ from pydantic import Field, model_validator
 
 from tether.errors import UserError
 from tether.language.data.tokens import Pair
-from tether.language.evaluation.texts import words_of
+from tether.language.evaluation.texts import distinct, words_of
 from tether.language.evaluation.win_rate import outcomes
 from tether.language.methods.best_of_n import best_of_n_kl, expected_best_of_n
 from tether.language.methods.rlhf.rewards import Ensemble
@@ -131,12 +131,11 @@ class Arm(NamedTuple):
 def arms(config: OveroptimisationConfig) -> dict[str, Arm]:
     """Every training, by name: one for each proxy, and one for each remedy."""
     one, all_members = config.remedy_comparisons, config.members
-    # Scores of reward models have a deviation of about 1 as they come.
-    scaled = {"normalize_score": True}
     return {
         **{f"ppo-{size}": Arm(size) for size in sorted(config.comparisons, reverse=True)},
-        "words": Arm(written="words", settings=scaled),
-        "lexicon": Arm(written="lexicon", settings=scaled),
+        # All other scores have a deviation of about 1 as they come.
+        "words": Arm(written="words", settings={"normalize_score": True}),
+        "lexicon": Arm(written="lexicon"),
         "kl-penalty": Arm(one, settings={"beta": config.kl_coefficient}),
         "budget": Arm(one, settings={"kl_budget": config.budget}),
         "ensemble-mean": Arm(one, all_members, "mean"),
@@ -297,7 +296,10 @@ class _Measurement:
         self.prompts = config.held_out_prompts(reference.tokenizer)
 
     def __call__(self, policy: LanguageModel) -> dict[str, float]:
-        """Means, and for gold reward and truth those of every other prompt, and of the rest."""
+        """Means, and for gold reward and truth those of every other prompt, and of the rest.
+
+        ``distinct`` is the share of distinct pairs of words in all continuations together.
+        """
         config = self.config
         found = measure(
             policy,
@@ -312,8 +314,13 @@ class _Measurement:
             for name, values in (("log_odds", seen.log_odds), ("truth", seen.truth))
             for start, half in enumerate(("even", "odd"))
         }
+        said = [
+            self.reference.tokenizer.decode(list(item.completion_ids), skip_special_tokens=True)
+            for item in found.completions
+        ]
         return {
             **found.summary(),
+            "distinct": distinct(said, 2) or 0.0,
             "proxy": float(np.asarray(self.scorer(found.completions), float).mean()),
             "fluency": float(seen.fluency.mean()),
             "fluent": float(seen.fluent.mean()),

@@ -16,7 +16,7 @@ from tether.studies.trials import Result
 
 TURNED: Final = ("log_odds", "truth")
 """Measures whose turn is reported."""
-ENDS: Final = ("kl", "proxy", "log_odds", "gold", "fluent", "truth")
+ENDS: Final = ("kl", "proxy", "log_odds", "gold", "fluent", "truth", "distinct")
 """Measures of a training's last policy."""
 STOP: Final = "early-stop"
 
@@ -161,11 +161,14 @@ def show(found: Mapping[str, Any]) -> None:
     console = Console(stderr=True)
     several = len(found["protocol"]["seeds"]) > 1
     table = Table(title="PPO: the last policy, and what the truth has lost since its peak")
-    for column in ("PPO", "KL, nats", "proxy", "gold, log-odds", "truth", "lost", "fit's peak, KL"):
-        table.add_column(column, justify="left" if column == "PPO" else "right")
+    heads = ("KL, nats", "proxy", "gold, log-odds", "distinct-2", "truth", "lost", "fit's peak, KL")
+    table.add_column("PPO")
+    for column in heads:
+        table.add_column(column, justify="right")
     for name, title in titles(found).items():
         one = found["ppo"][name]
-        cells = [_cell(one["end"][key]) for key in ("kl", "proxy", "log_odds", "truth")]
+        shown = ("kl", "proxy", "log_odds", "distinct", "truth")
+        cells = [_cell(one["end"][key]) if key in one["end"] else "" for key in shown]
         lost = _cell(one["turn"]["truth"], interval=several)
         table.add_row(title, *cells, lost, _peak_of(one.get("fit")))
     console.print(table)
