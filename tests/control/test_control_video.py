@@ -32,7 +32,9 @@ def robot_pixels(world: gym.Env[Any, Any], x: float) -> int:
     return int((red > green + 25).sum())
 
 
-@pytest.mark.parametrize("env", ["HalfCheetah-v5", "Swimmer-v5"])
+@pytest.mark.parametrize(
+    "env", ["HalfCheetah-v5", "Hopper-v5", "Swimmer-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5"]
+)
 def test_the_robot_never_runs_out_of_the_picture(env: str) -> None:
     drawing.choose_renderer()
     world = gym.make(env, render_mode="rgb_array", width=160, height=160)

@@ -92,12 +92,11 @@ def prepare_scene(world: gym.Env[Any, Any]) -> None:
     model.vis.quality.offsamples = 0
     model.light_castshadow[:] = 0
     model.mat_reflectance[:] = 0
-    # Gymnasium stands still beside robots whose camera settings name no body to follow, though
-    # their models have a camera that does: they run out of the picture.
+    # Gymnasium's free camera stands still, whatever body its settings name to be followed, and
+    # robots run out of the picture; their models have a camera that follows.
     renderer = world.unwrapped.mujoco_renderer  # type: ignore[attr-defined]
     cameras = [model.camera(i).name for i in range(model.ncam)]
-    follows = "trackbodyid" in (renderer.default_cam_config or {})
-    if renderer.camera_id == -1 and "track" in cameras and not follows:
+    if renderer.camera_id == -1 and "track" in cameras:
         renderer.camera_id = cameras.index("track")
 
 
