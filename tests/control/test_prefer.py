@@ -172,8 +172,8 @@ def test_experience_is_what_gymnasium_plays(tmp_path: Path) -> None:
 
 
 def test_a_task_goes_on_where_it_would_have_ended() -> None:
-    """Against Gymnasium's Hopper that does not end: what is unhealthy costs, and cuts at last."""
-    world = make("Hopper-v5", 1, goes_on=GoesOn(2.0, 30))
+    """Against Gymnasium's Hopper that does not end: falling pays no more, and cuts at last."""
+    world = make("Hopper-v5", 1, goes_on=GoesOn(-2.0, 30))
     plain = gymnasium.make("Hopper-v5", terminate_when_unhealthy=False)
     observation, _ = plain.reset(seed=0)
     assert world.reset(0)[0] == pytest.approx(observation)
@@ -184,14 +184,14 @@ def test_a_task_goes_on_where_it_would_have_ended() -> None:
         found = world.step(action)
         unhealthy = info["reward_survive"] == 0
         bad += unhealthy
-        assert found.reward[0] == pytest.approx(reward - 2.0 * unhealthy)
+        assert found.reward[0] == pytest.approx(-2.0 if unhealthy else reward)
         assert not found.terminated[0]
         assert found.truncated[0] == (bad == 30)
         assert found.final_observation[0] == pytest.approx(observation)
         if found.truncated[0]:
             break
         if step == 20:
-            again = make("Hopper-v5", 1, goes_on=GoesOn(2.0, 30))
+            again = make("Hopper-v5", 1, goes_on=GoesOn(-2.0, 30))
             again.reset(7)
             again.restore(world.state())
             world = again
@@ -213,7 +213,7 @@ def test_segments_hold_what_draws_and_what_pays_them() -> None:
             assert item.observation == pytest.approx(coordinates, abs=1e-6)
             standing = np.abs(item.qpos[1:, 1]) <= 0.2
             assert item.reward is not None
-            assert item.reward[:-1] == pytest.approx(np.where(standing, 1.0, -1.0))
+            assert item.reward[:-1] == pytest.approx(np.where(standing, 1.0, 0.0))
             assert item.dt == pytest.approx(0.04)
 
 
@@ -431,7 +431,7 @@ def test_ctrl_c_while_waiting_saves_and_resumes(tmp_path: Path) -> None:
         ({"teacher": 3}, "teacher is 3"),
         ({"env": "CartPole-v1"}, "CartPole-v1 pays 1 at every step"),
         ({"env": "CartPole-v1", "teacher": "human"}, "--teacher oracle"),
-        ({"env": "CartPole-v1", "termination": "penalty"}, "--termination keep"),
+        ({"env": "CartPole-v1", "termination": "continue"}, "--termination keep"),
         ({"policy_method": "cem"}, "method cem does not learn from rollouts"),
         ({"policy_method": "bogus"}, "unknown method 'bogus'"),
         ({"segment_steps": 51}, "an episode of Reacher-v5 has at most 50 steps"),
@@ -472,7 +472,7 @@ def test_the_command_and_what_works_on_its_runs(
     assert found["steps"] == 2048
     record = json.loads((out / "run.json").read_text())
     assert record["config"]["policy"]["max_kl"] == 0.02
-    assert record["spec"]["goes_on"] == {"penalty": 1.0, "steps": 50}
+    assert record["spec"]["goes_on"] == {"reward": 0.0, "steps": 60}
     assert main(["resume", str(out), "--total-steps", "2304", "--quiet"]) == 0
     assert main(["evaluate", str(out), "--episodes", "2", "--json"]) == 0
     evaluated = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -131,7 +131,12 @@ def test_labels_follow_the_papers_rate() -> None:
     assert np.abs(found - wanted).max() <= 1
 
 
-def test_fits_are_spread_over_the_training() -> None:
-    schedule = Schedule(10, 5, 1000, 21_000, 2_000_000, refits=4)
-    at = [schedule.fits(steps) for steps in (0, 1000, 4999, 5000, 9000, 13_000, 17_000, 21_000)]
-    assert at == [0, 0, 0, 1, 2, 3, 4, 4]
+def test_fits_follow_the_labels() -> None:
+    schedule = Schedule(1000, 100, 1000, 21_000, 2000, refits=9)
+    fits = np.array([schedule.fits(steps) for steps in range(21_001)])
+    assert fits[1000] == 0 and fits[21_000] == 9
+    # Each falls where a tenth more of the labels is there.
+    at = [int(np.argmax(fits == k)) for k in range(1, 10)]
+    assert [schedule.due(steps) for steps in at] == [190, 280, 370, 460, 550, 640, 730, 820, 910]
+    # c = 2000: half of them in the first sixth.
+    assert fits[4500] == 4

@@ -33,8 +33,17 @@ class Task(NamedTuple):
 
 
 def recorded_task(run: Run) -> Task:
-    """The task of a run."""
+    """The task of a run.
+
+    Raises:
+        UserError: an earlier version made the run, in a task that is no longer there.
+    """
     goes_on = run.spec.get("goes_on")
+    if goes_on is not None and "reward" not in goes_on:
+        raise UserError(
+            f"run {run.path} was trained by an earlier version of tether, whose task paid "
+            "differently where it would have ended an episode; train it again"
+        )
     return Task(dict(run.spec["env_kwargs"]), None if goes_on is None else GoesOn(**goes_on))
 
 

@@ -163,7 +163,7 @@ class MujocoVectorEnv:
         self._elapsed += self._one
         np.greater_equal(self._elapsed, self._limits, out=self._truncated)
         if self._goes_on is not None:
-            self._reward[self._terminated] -= self._goes_on.penalty
+            self._reward[self._terminated] = self._goes_on.reward
             self._bad += self._terminated
             self._truncated |= self._bad >= self._goes_on.steps
             self._terminated[...] = False

@@ -60,11 +60,13 @@ class GoesOn(NamedTuple):
     The end is then a time limit, from which the policy bootstraps, so that it tells nothing.
 
     Attributes:
-        penalty: reward that each step costs after which the task would have ended the episode.
+        reward: what each step earns after which the task would have ended the episode, in place of
+            its own reward. A robot that is falling would else be paid for the speed of its fall,
+            and the policy, which bootstraps where the episode is cut, would learn to dive.
         steps: of which so many in an episode truncate it.
     """
 
-    penalty: float
+    reward: float
     steps: int
 
 

@@ -54,13 +54,16 @@ class PreferConfig(Config):
     """Later segments are cut from so many of the newest environment steps."""
     queue: int = Field(20, ge=1)
     """Queries that wait for people, beyond what is due, so that nobody waits for a query."""
-    termination: Literal["auto", "keep", "penalty"] = "auto"
-    """Whether the task may end episodes, which would reveal its reward: penalty (they continue, and
-    what would have ended them costs reward), keep, or auto (penalty where it is possible)."""
-    termination_penalty: float = Field(1.0, ge=0)
-    """Reward that each step costs after which the task would have ended an episode."""
-    termination_steps: int = Field(50, ge=1)
-    """After so many of these steps the episode is cut, as by a time limit; the paper never cuts."""
+    termination: Literal["auto", "keep", "continue"] = "auto"
+    """Whether the task may end episodes, which would reveal its reward: continue (they go on where
+    the task would have ended them), keep, or auto (continue where it is possible)."""
+    termination_reward: float = 0.0
+    """What each step earns after which the task would have ended an episode, in place of its own
+    reward."""
+    termination_steps: int = Field(60, ge=1)
+    """After so many of these steps the episode is cut, as by a time limit; the paper never cuts.
+    With fewer than a segment has, segments are short episodes of unequal lengths, from whose
+    comparison the worth of lying on the ground cannot be learned."""
     torque_cost: bool = True
     """Keeps the task's cost of torques; the paper removes it."""
     ensemble: int = Field(3, ge=1)
@@ -110,8 +113,8 @@ class PreferConfig(Config):
 
     applies: ClassVar[Mapping[str, When | tuple[When, ...]]] = {
         "candidates": When("queries", ("disagreement", "entropy", "coverage")),
-        "termination_penalty": When("termination", ("auto", "penalty")),
-        "termination_steps": When("termination", ("auto", "penalty")),
+        "termination_reward": When("termination", ("auto", "continue")),
+        "termination_steps": When("termination", ("auto", "continue")),
         "error_share": When("learn_from", "comparisons"),
     }
 

@@ -36,16 +36,18 @@ class Schedule:
         """Labels that should be there at `steps`."""
         if steps < self.begin:
             return 0
-        span = max(1, self.total_steps - self.begin)
-        passed = min(steps - self.begin, span)
-        share = math.log1p(passed / self.decay_steps) / math.log1p(span / self.decay_steps)
-        return self.first + math.floor((self.labels - self.first) * share + 1e-9)
+        return self.first + math.floor((self.labels - self.first) * self._share(steps) + 1e-9)
 
     def fits(self, steps: int) -> int:
         """Fits, the first one not counted, that should be done at `steps`.
 
-        They are spread evenly over the training; none falls on its end, where no policy would
-        learn from it.
+        They follow the labels: between any two there are equally many new ones. None falls on the
+        end of training, where no policy would learn from it.
         """
+        return min(self.refits, math.floor((self.refits + 1) * self._share(steps) + 1e-9))
+
+    def _share(self, steps: int) -> float:
+        """The part of the labels after the first that is due at `steps`."""
         span = max(1, self.total_steps - self.begin)
-        return min(self.refits, max(0, steps - self.begin) * (self.refits + 1) // span)
+        passed = min(max(0, steps - self.begin), span)
+        return math.log1p(passed / self.decay_steps) / math.log1p(span / self.decay_steps)

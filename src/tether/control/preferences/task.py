@@ -29,7 +29,7 @@ TORQUE_WEIGHTS: Final = ("ctrl_cost_weight", "reward_control_weight")
 
 
 def learned_task(config: PreferConfig, env: EnvLike, env_kwargs: Mapping[str, Any]) -> Task:
-    """The task as the settings `termination`, `termination_penalty` and `torque_cost` want it.
+    """The task as the settings `termination`, `termination_reward` and `torque_cost` want it.
 
     Raises:
         UserError: the environment has no cost of torques to leave out.
@@ -37,8 +37,8 @@ def learned_task(config: PreferConfig, env: EnvLike, env_kwargs: Mapping[str, An
     kwargs = dict(env_kwargs)
     if not config.torque_cost:
         kwargs |= {name: 0.0 for name in _torque_weights(env) if name not in kwargs}
-    wanted = config.termination == "penalty" or (config.termination == "auto" and can_go_on(env))
-    goes_on = GoesOn(config.termination_penalty, config.termination_steps)
+    wanted = config.termination == "continue" or (config.termination == "auto" and can_go_on(env))
+    goes_on = GoesOn(config.termination_reward, config.termination_steps)
     return Task(kwargs, goes_on if wanted else None)
 
 
