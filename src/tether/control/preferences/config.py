@@ -30,12 +30,12 @@ class PreferConfig(Config):
     """Comparisons to learn from, in all. A person answers one in 3 to 5 seconds."""
     policy_method: str = "ppo"
     """The on-policy method that learns from the learned reward."""
-    first_labels: float = Field(0.25, gt=0, le=1)
+    first_labels: float = Field(0.1, gt=0, le=1)
     """The share of the labels that come from the untrained policy; 1 asks for all of them before
     training (the paper's offline ablation)."""
-    label_decay_steps: int = Field(2_000_000, ge=1)
-    """The other labels come at a rate proportional to c / (T + c) at step T; this is c. Lowering it
-    asks for more of them early."""
+    label_decay_steps: int | None = Field(None, ge=1)
+    """The other labels come at a rate proportional to c / (T + c) at step T; this is c, a fifth of
+    the training if not given. Lowering it asks for more of them early."""
     queries: Selection = "uniform"
     """How segments are chosen: uniform (at random); disagreement (where the ensemble's members
     differ the most); entropy (where the ensemble is least sure); coverage (far from all that was
@@ -72,14 +72,14 @@ class PreferConfig(Config):
     """Widths of the hidden layers of each of them."""
     reward_learning_rate: float = Field(1e-3, gt=0)
     """Adam's step size for the reward model (usual: 3e-4 to 3e-3)."""
-    reward_minibatch_size: int = Field(32, ge=1)
+    reward_minibatch_size: int = Field(16, ge=1)
     """Comparisons in a gradient step of the reward model."""
     first_fit_steps: int = Field(200, ge=1)
     """Gradient steps on the first labels before training begins."""
     refits: int = Field(40, ge=0)
     """How often the reward model goes on learning while the policy trains. Raising it uses new
     labels sooner and takes longer."""
-    refit_steps: int = Field(50, ge=1)
+    refit_steps: int = Field(100, ge=1)
     """Gradient steps on all labels each time."""
     reward_l2: float = Field(0.01, ge=0, le=0.05)
     """The initial L2 coefficient of the reward model, which is adapted to keep validation loss /

@@ -91,6 +91,8 @@ class Prefer:
             "queries": "disagreement",
             "torque_cost": False,
             "termination_steps": 1_000_000,
+            "first_labels": 0.25,
+            "label_decay_steps": 2_000_000,
         },
     }
 
@@ -281,7 +283,7 @@ class Prefer:
             first=first,
             begin=begin,
             total_steps=self.total_steps,
-            decay_steps=config.label_decay_steps,
+            decay_steps=config.label_decay_steps or max(1, self.total_steps // 5),
             refits=config.refits,
         )
 
