@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import av
 import numpy as np
 import pytest
 
@@ -80,3 +81,6 @@ def test_the_study_trains_counts_and_goes_on(tmp_path, monkeypatch) -> None:
     backflip_report.show(found)
     monkeypatch.setattr(backflip, "train_or_resume", None)
     assert backflip.run(config, tmp_path, workers=1) == found
+    [path] = backflip.films(config, tmp_path)
+    with av.open(str(path)) as film:
+        assert float(film.duration) / av.time_base == pytest.approx(4.0, abs=0.1)

@@ -62,7 +62,7 @@ class BackflipConfig(Config):
     measurements: int = Field(default=40, ge=1)
     """How often flips are counted while a policy learns."""
     film: bool = False
-    """Also films the first seed's last policy."""
+    """Also films every seed's last policy."""
 
 
 class Flips(NamedTuple):
@@ -147,7 +147,7 @@ def run(
     said = protocol(seeds, [out / trial.name for trial in trials])
     found = report.write(out, config.dump(), said, results)
     if config.film:
-        film(config, out)
+        films(config, out)
     return found
 
 
@@ -211,13 +211,20 @@ def learn(settings: Mapping[str, Any], place: Path) -> Result:
     }
 
 
-def film(config: BackflipConfig, out: Path) -> Path:
-    """Films the first seed's last policy for four seconds, as MP4 into the study's folder."""
+def films(config: BackflipConfig, out: Path) -> list[Path]:
+    """Films every seed's last policy for four seconds, as MP4 into the study's folder."""
     from tether.control.video import record_video
 
-    seed = parse_seeds(config.seeds)[0]
-    policy = load(out / f"seed-{seed}" / "run")
-    return record_video(policy, ENV, out / "backflip.mp4", seed=seed + 1, frames=500)
+    return [
+        record_video(
+            load(out / f"seed-{seed}" / "run"),
+            ENV,
+            out / f"backflip-{seed}.mp4",
+            seed=seed + 1,
+            frames=250,
+        )
+        for seed in parse_seeds(config.seeds)
+    ]
 
 
 def command(arguments: Sequence[str]) -> None:
