@@ -35,6 +35,7 @@ from tether.preferences.store import Store
 
 TINY: dict[str, Any] = {
     "labels": 16,
+    "first_labels": 0.25,
     "segment_steps": 10,
     "random_steps": 256,
     "refits": 3,

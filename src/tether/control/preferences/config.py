@@ -74,7 +74,7 @@ class PreferConfig(Config):
     """Adam's step size for the reward model (usual: 3e-4 to 3e-3)."""
     reward_minibatch_size: int = Field(16, ge=1)
     """Comparisons in a gradient step of the reward model."""
-    first_fit_steps: int = Field(200, ge=1)
+    first_fit_steps: int = Field(1000, ge=1)
     """Gradient steps on the first labels before training begins."""
     refits: int = Field(40, ge=0)
     """How often the reward model goes on learning while the policy trains. Raising it uses new
