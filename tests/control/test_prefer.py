@@ -36,6 +36,7 @@ from tether.preferences.store import Store
 TINY: dict[str, Any] = {
     "labels": 16,
     "first_labels": 0.25,
+    "label_decay_steps": 2_000_000,
     "segment_steps": 10,
     "random_steps": 256,
     "refits": 3,
@@ -406,6 +407,7 @@ def test_ctrl_c_while_waiting_saves_and_resumes(tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = ["prefer", "--env", "Reacher-v5", "--teacher", "human", "--out", str(out), "--labels"]
     words += ["16", "--segment-steps", "10", "--num-envs", "4", "--steps-per-iteration", "128"]
+    words += ["--first-labels", "0.25"]
     child = subprocess.Popen(
         [sys.executable, "-m", "tether", *words, "--total-steps", "4096"],
         stderr=subprocess.PIPE,
@@ -481,3 +483,9 @@ def test_the_command_and_what_works_on_its_runs(
     assert main(["report", str(out)]) == 0
     assert main(["plot", str(out), "--out", str(tmp_path / "curve.png")]) == 0
     assert main(["train", "prefer", "--env", "Hopper-v5"]) == 2
+    # As an earlier version recorded it.
+    record["spec"]["goes_on"] = {"penalty": 1.0, "steps": 50}
+    (out / "run.json").write_text(json.dumps(record))
+    capsys.readouterr()
+    assert main(["evaluate", str(out)]) == 2
+    assert "was trained by an earlier version of tether" in capsys.readouterr().err
