@@ -364,9 +364,15 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"remedy_comparisons": 200}, "remedy_comparisons is 200, which is not one of"),
+            (
+                {"remedy_comparisons": 200},
+                "remedy_comparisons is 200, which is not one of comparisons",
+            ),
             ({"prompts": 100}, "comparisons has 6000, and 100 prompts give at most 270"),
-            ({"comparisons": (), "remedy_comparisons": 2}, r"comparisons is \(\); expected"),
+            (
+                {"comparisons": (), "remedy_comparisons": 2},
+                r"comparisons is \(\); expected numbers",
+            ),
         ],
     )
     def test_what_cannot_be_is_refused(self, settings, message):

@@ -47,7 +47,7 @@ from tether.studies import sentiment_runs as runs
 from tether.studies.command_line import carry_out
 from tether.studies.language_runs import Watch, frozen, in_stages, learn
 from tether.studies.overoptimisation_truth import fluency_of_people, judge
-from tether.studies.sentiment import SentimentConfig, measure, pairs_in, texts_of
+from tether.studies.sentiment import SentimentConfig, measure, pairs_in
 from tether.studies.trials import Result, Trial
 
 REFERENCE: Final = "reference"
@@ -272,17 +272,18 @@ def reinforce(settings: Mapping[str, Any], place: Path) -> Result:
 def _proxy(
     config: OveroptimisationConfig, arm: Arm, reference: LanguageModel, place: Path
 ) -> Scorer:
-    if arm.written == "words":
-        return lambda completions: np.array(
-            [len(words_of(text)) for text in texts_of(reference, completions)], np.float64
-        )
-    if arm.written == "lexicon":
-        return score_texts(reference.tokenizer, lexicon_scorer())
+    if arm.written is not None:
+        function = lexicon_scorer() if arm.written == "lexicon" else _count_words
+        return score_texts(reference.tokenizer, function)
     models = [
         load_reward_model(place.parent / name_of(arm.size, member) / "run", device=config.device)
         for member in range(arm.members)
     ]
     return Ensemble(models, arm.combine, variance_weight=config.variance_weight)
+
+
+def _count_words(texts: Sequence[str]) -> list[int]:
+    return [len(words_of(text)) for text in texts]
 
 
 class _Measurement:
@@ -314,13 +315,9 @@ class _Measurement:
             for name, values in (("log_odds", seen.log_odds), ("truth", seen.truth))
             for start, half in enumerate(("even", "odd"))
         }
-        said = [
-            self.reference.tokenizer.decode(list(item.completion_ids), skip_special_tokens=True)
-            for item in found.completions
-        ]
         return {
             **found.summary(),
-            "distinct": distinct(said, 2) or 0.0,
+            "distinct": distinct(seen.said, 2) or 0.0,
             "proxy": float(np.asarray(self.scorer(found.completions), float).mean()),
             "fluency": float(seen.fluency.mean()),
             "fluent": float(seen.fluent.mean()),

@@ -34,12 +34,14 @@ class Judged:
     """N continuations.
 
     Attributes:
+        said: N texts, without what they continue.
         log_odds: (N,) that the text is positive, by the gold scorer, in nats.
         fluency: (N,) log-probability per token, to the reader, in nats.
         fluent: (N,) whether that is enough.
         truth: (N,) 1 where the text is positive and the continuation fluent, else 0.
     """
 
+    said: list[str]
     log_odds: NDArray[np.float64]
     fluency: NDArray[np.float64]
     fluent: NDArray[np.bool_]
@@ -68,7 +70,7 @@ def judge(
     log_odds = np.asarray(gold_scorer().log_odds(whole), np.float64)
     likely = fluency(reader, asked, said)
     fluent = likely >= bar
-    return Judged(log_odds, likely, fluent, ((log_odds > 0) & fluent).astype(np.float64))
+    return Judged(said, log_odds, likely, fluent, ((log_odds > 0) & fluent).astype(np.float64))
 
 
 def fluency_of_people(
