@@ -338,3 +338,49 @@ class TestTable1:
     def test_an_unknown_row_is_named(self, tmp_path) -> None:
         with pytest.raises(UserError, match=r"clip-0\.5.*known: none"):
             table1.command(["--out", str(tmp_path), "--rows", "clip-0.5"])
+
+
+def test_what_an_earlier_result_holds_is_not_trained_again(
+    study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, found = study
+    file = str(tmp_path / "before.json")
+    Path(file).write_text(json.dumps(found))
+    trained = []
+    train = control_trials.train
+
+    def counted(method, *args, **settings):
+        trained.append((method, settings["seed"]))
+        return train(method, *args, **settings)
+
+    monkeypatch.setattr(control_trials, "train", counted)
+    common = ["--envs", "InvertedPendulum-v5", "--steps", "4096", "--episodes", "3"]
+    common += ["--methods", "ppo", "cem", "--workers", "1", "--known", file]
+    out = tmp_path / "more"
+    figure3.command([*common, "--seeds", "0-2", "--out", str(out)])
+    assert sorted(trained) == [("cem", 2), ("ppo", 2)]
+    again = json.loads((out / "figure3.json").read_text())
+    for name, trial in found["trials"].items():
+        assert again["trials"][name] == json.loads(json.dumps(trial))
+    assert again["protocol"]["code"] == found["protocol"]["code"]
+    other = tmp_path / "other"
+    with pytest.raises(UserError, match="other settings"):
+        figure3.command([*common, "--steps", "2048", "--seeds", "0-1", "--out", str(other)])
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"trials": {"a": {}}, "protocol": {"code": []}}'])
+def test_a_file_that_no_study_wrote_is_refused(content: str, tmp_path: Path) -> None:
+    file, out = tmp_path / "file.json", tmp_path / "out"
+    file.write_text(content)
+    with pytest.raises(UserError, match="JSON file of"):
+        figure3.command(["--known", str(file), "--out", str(out)])
+    assert not out.exists()
+
+
+def test_a_trial_cannot_leave_the_folder_of_the_study(tmp_path: Path) -> None:
+    file, out = tmp_path / "file.json", tmp_path / "out"
+    trials = {"../elsewhere": {"settings": {}, "final": 1.0}}
+    file.write_text(json.dumps({"trials": trials, "protocol": {"code": []}}))
+    with pytest.raises(UserError, match="no trials with their settings"):
+        figure3.command(["--known", str(file), "--out", str(out)])
+    assert not (tmp_path / "elsewhere").exists()

@@ -156,4 +156,5 @@ def command(arguments: Sequence[str]) -> None:
         show,
         arguments,
         workers="Trainings side by side.",
+        known=True,
     )

@@ -11,12 +11,18 @@ from tyro.conf import arg
 
 from tether.arguments import parse, print_json, say
 from tether.learning.config import Config
+from tether.studies.known import take_known
 from tether.studies.provenance import protocol_lines
 
 ADDRESS: Final = "local|HOST:PORT"
 CLUSTER: Final = (
     "A Ray cluster that runs the trials, one on each core, in place of workers: local, or "
     "the address that `ray start --head` printed. All machines need the folder of the study."
+)
+
+KNOWN: Final = (
+    "JSON files that this study wrote before, of other methods or seeds; what they hold is not "
+    "done again."
 )
 
 
@@ -30,6 +36,7 @@ def carry_out(
     *,
     out: str = "Folder of the study; an unfinished one is continued.",
     workers: str | None = None,
+    known: bool = False,
     left: str = "figure: {out}/{name}.png; table: {out}/{name}.json",
 ) -> None:
     """`tether study NAME`: runs the study, shows what it found, and says where it lies.
@@ -43,6 +50,8 @@ def carry_out(
         arguments: the command's.
         out: help of the option.
         workers: help of the option; None: the study has no such option.
+        known: whether the study's JSON file holds its trials with their settings, so that another
+            study may take them from there.
         left: the line that says where everything lies.
 
     Raises:
@@ -54,6 +63,8 @@ def carry_out(
     if workers is not None:
         helped.append(("workers", Annotated[int, arg(help=workers)], 2))
         helped.append(("cluster", Annotated[str | None, arg(help=CLUSTER, metavar=ADDRESS)], None))
+    if known:
+        helped.append(("known", Annotated[tuple[Path, ...], arg(help=KNOWN)], ()))
     printed = "Print one JSON object as the last line of stdout."
     helped.append(("json", Annotated[bool, arg(help=printed)], False))
     settings = field(default_factory=config)
@@ -65,6 +76,8 @@ def carry_out(
     kind.__doc__ = summary
     options: Any = parse(kind, arguments, prog=f"tether study {name}")
     where = {} if workers is None else {"workers": options.workers, "cluster": options.cluster}
+    for file in options.known if known else ():
+        take_known(file, options.out)
     found = run(options.settings, options.out, **where)
     show(found)
     for line in protocol_lines(found["protocol"]) if "protocol" in found else ():

@@ -37,7 +37,12 @@ def gather(
             for env, variants in cells.items()
         },
         "trials": {
-            trial.name: {"variant": variant, "env": env, **results[trial.name]}
+            trial.name: {
+                "variant": variant,
+                "env": env,
+                "settings": dict(trial.settings),
+                **results[trial.name],
+            }
             for variant, env, trial in chosen
         },
     }

@@ -134,4 +134,5 @@ def command(arguments: Sequence[str]) -> None:
         report.show,
         arguments,
         workers="Trainings side by side.",
+        known=True,
     )

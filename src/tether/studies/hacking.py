@@ -278,4 +278,5 @@ def command(arguments: Sequence[str]) -> None:
         report.show,
         arguments,
         workers="Trainings side by side.",
+        known=True,
     )

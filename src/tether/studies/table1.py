@@ -270,4 +270,5 @@ def command(arguments: Sequence[str]) -> None:
         show,
         arguments,
         workers="Trainings side by side.",
+        known=True,
     )
