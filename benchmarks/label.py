@@ -74,8 +74,8 @@ def served(place: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
         stderr=subprocess.DEVNULL,
         text=True,
     )
+    assert process.stdout is not None
     try:
-        assert process.stdout is not None
         yield process, json.loads(process.stdout.readline())["url"]
     finally:
         if process.poll() is None:
