@@ -87,13 +87,15 @@ def fit(env: str, steps: int = 440) -> dict[str, float]:
     while learner.steps < learner.schedule.begin:
         learner.iterate()
     learner._ask_teacher(LABELS)
-    recent = learner.data.inputs.reshape(-1, learner.data.inputs.shape[-1])[:20_000]
+    steps_compared = learner.data.inputs.reshape(-1, learner.data.inputs.shape[-1])[:20_000]
     seconds, processor = [], []
     for _ in range(4):
-        model = RewardModel(config.reward_settings, recent.shape[1], np.random.default_rng(0))
-        model.watch(recent)
+        model = RewardModel(
+            config.reward_settings, steps_compared.shape[1], np.random.default_rng(0)
+        )
+        model.watch(steps_compared)
         wall, cpu = time.perf_counter(), time.process_time()
-        metrics = model.fit(learner.data, steps, np.random.default_rng(1), recent)
+        metrics = model.fit(learner.data, steps, np.random.default_rng(1))
         seconds.append(time.perf_counter() - wall)
         processor.append(time.process_time() - cpu)
     learner.close()

@@ -23,6 +23,7 @@ from tether.control.envs import GoesOn, make
 from tether.control.policy import Policy, PolicySpec
 from tether.control.preferences.config import PreferConfig
 from tether.control.preferences.learner import Prefer
+from tether.control.preferences.segments import segment_length
 from tether.control.rollout import Collector, Experience
 from tether.control.training import configure
 from tether.errors import UserError
@@ -489,3 +490,49 @@ def test_the_command_and_what_works_on_its_runs(
     capsys.readouterr()
     assert main(["evaluate", str(out)]) == 2
     assert "was trained by an earlier version of tether" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("env", "kwargs", "settings", "steps"),
+    [
+        ("Hopper-v5", {}, {}, 60),  # 1.5 s are 187 steps, of which 60 are the most.
+        ("InvertedDoublePendulum-v5", {}, {}, 30),  # A step has 0.05 s.
+        ("InvertedDoublePendulum-v5", {"frame_skip": 10}, {}, 15),  # Twice as long.
+        ("Hopper-v5", {}, {"segment_steps": 125}, 125),
+        ("Hopper-v5", {}, {"segment_steps": 1}, 60),
+        ("Hopper-v5", {}, {"termination_steps": 70}, 70),
+    ],
+)
+def test_an_episode_is_not_cut_before_a_segment_can_lie_on_the_ground(
+    env: str, kwargs: dict[str, Any], settings: dict[str, Any], steps: int
+) -> None:
+    task = Prefer.task(PreferConfig.load(settings), env, kwargs)
+    assert task.goes_on is not None
+    assert task.goes_on.steps == steps
+    world = make(env, 2, **kwargs)
+    assert segment_length(world, settings.get("segment_steps")) <= steps
+    world.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "coefficient"),
+    [
+        ({}, 0.01),
+        ({"policy_method": "vpg"}, 0.01),
+        ({"entropy_coefficient": 0.0}, 0.0),
+        ({"policy_method": "a2c"}, 0.003),
+        ({"policy_method": "trpo"}, None),
+    ],
+)
+def test_methods_without_an_entropy_bonus_get_the_papers(
+    settings: dict[str, Any], coefficient: float | None
+) -> None:
+    config = PreferConfig.load(settings)
+    assert getattr(config.policy, "entropy_coefficient", None) == coefficient
+    assert PreferConfig.load(config.dump(), recorded=True) == config
+
+
+def test_a_run_from_before_the_entropy_bonus_stays_without() -> None:
+    recorded = PreferConfig.load({"entropy_coefficient": 0.0}).dump()
+    del recorded["policy"]["entropy_coefficient"]
+    assert PreferConfig.load(recorded, recorded=True).policy.entropy_coefficient == 0.0  # type: ignore[attr-defined]

@@ -47,7 +47,7 @@ def test_all_variants_learn_in_the_same_task(study: Any) -> None:
     records = [json.loads(path.read_text()) for path in out.glob("*/run/run.json")]
     assert len(records) == 3
     assert {json.dumps(record["spec"]["goes_on"]) for record in records} == {
-        '{"reward": 0.0, "steps": 60}'
+        '{"reward": 0.0, "steps": 38}'
     }
     asked = {record["config"]["learn_from"] for record in records}
     assert asked == {"reward", "comparisons", "returns"}

@@ -41,15 +41,14 @@ TASKS: Final = (
     "Ant-v5",
 )
 ABLATIONS: Final[dict[str, dict[str, Any]]] = {
-    "disagreement": {"queries": "disagreement"},
+    "uniform": {"queries": "uniform"},
     "no-ensemble": {"ensemble": 1},
     "no-regularization": {"reward_l2": 0.0, "reward_dropout": 0.0},
     "offline": {"first_labels": 1.0},
     "single-steps": {"segment_steps": 1},
     "returns": {"learn_from": "returns"},
 }
-"""By name, what changes. The paper's own method asks where the ensemble disagrees and leaves that
-out; here queries are uniform, and disagreement is the change."""
+"""By name, what changes."""
 
 
 class ChristianoConfig(ComparisonConfig):

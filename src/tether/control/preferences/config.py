@@ -12,12 +12,15 @@ from tether.control.learner import OnPolicyConfig, OnPolicyLearner
 from tether.control.methods import METHODS
 from tether.control.networks import Activation
 from tether.control.preferences.queries import Selection
-from tether.control.preferences.reward_model import RewardSettings
+from tether.control.preferences.reward_model import LARGEST_L2, RewardSettings
 from tether.learning.config import Config, When
 from tether.learning.foreign_names import in_tethers_words
 from tether.learning.methods import find_method
 
 NOT_ON_POLICY: Final = ("prefer", "bc", "cem", "actor-critic")
+ENTROPY: Final = 0.01
+"""Weight of the entropy bonus (appendix A.1 of the paper) of methods that have one, but none by
+default. A reward that is not yet right would else end exploration before it is."""
 
 
 class PreferConfig(Config):
@@ -36,7 +39,7 @@ class PreferConfig(Config):
     label_decay_steps: int | None = Field(None, ge=1)
     """The other labels come at a rate proportional to c / (T + c) at step T; this is c, a fifth of
     the training if not given. Lowering it asks for more of them early."""
-    queries: Selection = "uniform"
+    queries: Selection = "disagreement"
     """How segments are chosen: uniform (at random); disagreement (where the ensemble's members
     differ the most); entropy (where the ensemble is least sure); coverage (far from all that was
     asked)."""
@@ -60,10 +63,10 @@ class PreferConfig(Config):
     termination_reward: float = 0.0
     """What each step earns after which the task would have ended an episode, in place of its own
     reward."""
-    termination_steps: int = Field(60, ge=1)
-    """After so many of these steps the episode is cut, as by a time limit; the paper never cuts.
-    With fewer than a segment has, segments are short episodes of unequal lengths, from whose
-    comparison the worth of lying on the ground cannot be learned."""
+    termination_steps: int | None = Field(None, ge=1)
+    """After so many of these steps the episode is cut, as by a time limit; if not given, as many as
+    a segment has or usually has. The paper never cuts. With fewer, segments are short episodes of
+    unequal lengths, from whose comparison the worth of lying on the ground cannot be learned."""
     torque_cost: bool = True
     """Keeps the task's cost of torques; the paper removes it."""
     ensemble: int = Field(3, ge=1)
@@ -81,9 +84,9 @@ class PreferConfig(Config):
     labels sooner and takes longer."""
     refit_steps: int = Field(100, ge=1)
     """Gradient steps on all labels each time."""
-    reward_l2: float = Field(0.01, ge=0, le=0.05)
+    reward_l2: float = Field(0.01, ge=0, le=LARGEST_L2)
     """The initial L2 coefficient of the reward model, which is adapted to keep validation loss /
-    training loss between 1.1 and 1.5, but never above 0.05; 0: none."""
+    training loss between 1.1 and 1.5, but never above 0.02; 0: none."""
     reward_dropout: float = Field(0.0, ge=0, lt=1)
     """Share of the reward model's hidden units that each gradient step leaves out."""
     error_share: float = Field(0.1, ge=0, lt=1)
@@ -137,6 +140,9 @@ class PreferConfig(Config):
                     _unknown(name, [*cls.model_fields, *kind.config_class.model_fields])
                 )
         recorded = bool((info.context or {}).get("recorded"))
+        entropy = kind.config_class.model_fields.get("entropy_coefficient")
+        if entropy is not None and not entropy.default and not recorded:
+            given.setdefault("entropy_coefficient", ENTROPY)
         return {**own, "policy": kind.config_class.load({**given, **others}, recorded=recorded)}
 
     @property

@@ -80,8 +80,7 @@ class Prefer:
     config_class: ClassVar[type[PreferConfig]] = PreferConfig
     takes: ClassVar[tuple[str, ...]] = ("teacher", "env_kwargs")
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        # Queries at random: disagreement helps on some tasks and does harm on others (section 3.3
-        # of the paper), and PPO is this library's best method.
+        # PPO is this library's best method.
         "default": {},
         # Section 2.2 and appendix A.1, as far as tether's TRPO has it: no entropy bonus.
         "paper": {
@@ -380,15 +379,8 @@ class Prefer:
 
     def _fit(self) -> None:
         first = self.model.fits == 0
-        # What followed the last step of an episode is not in the history.
-        known = ~self.history.done[:-1]
-        recent = self._inputs(
-            self.history.observation[:-1][known],
-            self.history.action[:-1][known],
-            self.history.observation[1:][known],
-        )
         steps = self.config.first_fit_steps if first else self.config.refit_steps
-        self._fitted = self.model.fit(self.data, steps, self._fitting, recent, self._block)
+        self._fitted = self.model.fit(self.data, steps, self._fitting, self._block)
         self._fits = self.schedule.fits(self.steps)
 
     def _metrics(self, inner: Metrics) -> Metrics:

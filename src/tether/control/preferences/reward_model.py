@@ -3,7 +3,7 @@
     P(first better) = 0.9 sigmoid(sum_t r(s_t, a_t) of the first - the same of the second) + 0.05
     each member learns from its own draws; what it has not drawn validates it
     its L2 coefficient rises while validation loss / training loss > 1.5, and falls below 1.1
-    r = the mean over the members of their outputs, each normalized over the policy's experience
+    r = the mean over the members of their outputs, each normalized over the steps compared so far
 
 Source:
     Christiano et al., "Deep reinforcement learning from human preferences" (2017), sections 2.2.1
@@ -42,10 +42,12 @@ LOWEST, HIGHEST = 1.1, 1.5
 """The paper's bounds of validation loss / training loss."""
 FACTOR = 1.5
 """By which the L2 coefficient changes at a time."""
-SMALLEST_L2, LARGEST_L2 = 1e-8, 0.05
+SMALLEST_L2, LARGEST_L2 = 1e-8, 0.02
 """Bounds of the coefficient. With a hundred answers that never err the rule would raise it until
-the networks hardly tell states apart: at 0.4 their correlation with Reacher's true reward is 0.5,
-at 0.05 it is 0.7, though the training loss is then far below the validation loss."""
+the networks hardly tell states apart: the training loss falls to that of the assumed errors, and
+no validation loss can be within 1.5 times it."""
+NORMALIZED_OVER = 10_000
+"""At most so many steps of the comparisons give the mean and variance of the outputs."""
 
 
 class RewardSettings(NamedTuple):
@@ -112,17 +114,16 @@ class RewardModel:
         return np.concatenate(parts, axis=1)[:, :rows]
 
     def rewards(self, inputs: np.ndarray, block: int = 4096) -> np.ndarray:
-        """Rewards of the policy's newest experience, (n,) float64, for inputs (n, D).
-
-        Each member's output is taken into its running mean and variance, by which it is brought to
-        mean 0 and variance 1; the reward is the mean over the members.
-        """
-        outputs = self.raw(inputs, block).astype(float)
-        self.output_moments.update(outputs.T)
-        return self.normalized(outputs)
+        """Rewards, (n,) float64, for inputs (n, D)."""
+        return self.normalized(self.raw(inputs, block).astype(float))
 
     def normalized(self, outputs: np.ndarray) -> np.ndarray:
-        """The mean over the members of their normalized outputs, (n,), for (M, n)."""
+        """The mean over the members of their normalized outputs, (n,), for (M, n).
+
+        Each member's outputs have mean 0 and variance 1 over the steps of the comparisons that it
+        was last fitted to. Over the policy's newest experience they would not do: a pendulum that
+        hardly moves any more would be paid for the noise of the networks, at full size.
+        """
         mean, variance = self.output_moments.mean, self.output_moments.variance
         return np.asarray(((outputs.T - mean) / np.sqrt(variance + 1e-8)).mean(axis=1))
 
@@ -137,7 +138,6 @@ class RewardModel:
         data: Comparisons,
         steps: int,
         rng: np.random.Generator,
-        recent: np.ndarray,
         block: int = 4096,
     ) -> Metrics:
         """Goes on learning from all comparisons.
@@ -146,8 +146,6 @@ class RewardModel:
             data: at least one comparison.
             steps: gradient steps, rounded up to a multiple of :data:`SCAN`.
             rng: shuffles, and drops units out.
-            recent: inputs (n, D) of the policy's newest experience, over which outputs are
-                normalized from now on.
             block: as :meth:`raw` takes it.
 
         Returns:
@@ -180,7 +178,9 @@ class RewardModel:
         self.fits += 1
         # Outputs have moved as a whole, so what they were before says nothing of how they lie now.
         self.output_moments = RunningMoments((self.settings.members,))
-        self.output_moments.update(self.raw(recent, block).astype(float).T)
+        compared = data.inputs[data.mask]
+        compared = compared[:: -(-len(compared) // NORMALIZED_OVER)]
+        self.output_moments.update(self.raw(compared, block).astype(float).T)
         return metrics
 
     def state(self) -> State:

@@ -32,7 +32,16 @@ def segment_length(env: VectorEnv, given: int | None) -> int:
                 "expected no more"
             )
         return given
-    dt = getattr(env, "dt", None)
+    return usual_length(getattr(env, "dt", None), limit)
+
+
+def usual_length(dt: float | None, limit: int) -> int:
+    """Steps of a segment if none are given.
+
+    Args:
+        dt: seconds of a step, if the environment has a clock.
+        limit: the most steps of an episode.
+    """
     usual = LONGEST if dt is None else round(SECONDS / dt)
     return max(1, min(max(SHORTEST, min(LONGEST, usual)), limit // 2))
 

@@ -19,8 +19,10 @@ from typing import Any, Final
 import gymnasium
 
 from tether.control.envs import GoesOn
+from tether.control.envs.protocol import NO_LIMIT
 from tether.control.envs.vector import EnvLike, can_go_on, make_one
 from tether.control.preferences.config import PreferConfig
+from tether.control.preferences.segments import LONGEST, usual_length
 from tether.control.run_environment import Task
 from tether.errors import UserError
 
@@ -38,8 +40,23 @@ def learned_task(config: PreferConfig, env: EnvLike, env_kwargs: Mapping[str, An
     if not config.torque_cost:
         kwargs |= {name: 0.0 for name in _torque_weights(env) if name not in kwargs}
     wanted = config.termination == "continue" or (config.termination == "auto" and can_go_on(env))
-    goes_on = GoesOn(config.termination_reward, config.termination_steps)
-    return Task(kwargs, goes_on if wanted else None)
+    if not wanted:
+        return Task(kwargs)
+    steps = config.termination_steps or _segment_steps(config, env, kwargs)
+    return Task(kwargs, GoesOn(config.termination_reward, steps))
+
+
+def _segment_steps(config: PreferConfig, env: EnvLike, env_kwargs: Mapping[str, Any]) -> int:
+    """The length of a segment, or the usual one if that is more."""
+    given = config.segment_steps or 1
+    if not isinstance(env, str):
+        return max(given, LONGEST)
+    made: gymnasium.Env[Any, Any] = make_one(env, **env_kwargs)
+    try:
+        limit = NO_LIMIT if made.spec is None else made.spec.max_episode_steps or NO_LIMIT
+        return max(given, usual_length(getattr(made.unwrapped, "dt", None), limit))
+    finally:
+        made.close()
 
 
 def _torque_weights(env: EnvLike) -> list[str]:
