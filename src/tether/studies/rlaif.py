@@ -66,7 +66,7 @@ class RLAIFConfig(SentimentConfig):
 
     prompts: int = Field(default=900, ge=2)
     """Prompts whose continuations are compared, each with the next. The judge reads each
-    continuation once, at 7 to 8 texts a second on one core."""
+    continuation once, at 7 to 30 texts a second on one core."""
     held_out_pairs: int = Field(default=150, ge=2)
     """Pairs of continuations of other prompts, on which labels and reward models are measured."""
     reward_epochs: float = Field(default=3.0, gt=0)
