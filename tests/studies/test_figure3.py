@@ -377,6 +377,14 @@ def test_a_file_that_no_study_wrote_is_refused(content: str, tmp_path: Path) -> 
     assert not out.exists()
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    file, out = tmp_path / "file.json", tmp_path / "file.json" / "out"
+    trials = {"a": {"settings": {}, "final": 1.0}}
+    file.write_text(json.dumps({"trials": trials, "protocol": {"code": []}}))
+    with pytest.raises(UserError, match="cannot write to .*Not a directory"):
+        figure3.command(["--known", str(file), "--out", str(out)])
+
+
 def test_a_trial_cannot_leave_the_folder_of_the_study(tmp_path: Path) -> None:
     file, out = tmp_path / "file.json", tmp_path / "out"
     trials = {"../elsewhere": {"settings": {}, "final": 1.0}}

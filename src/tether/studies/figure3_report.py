@@ -12,7 +12,7 @@ from tether.studies.control_trials import by_cell, mean_and_deviation, normalize
 from tether.studies.figure3_plots import draw, draw_over_tasks
 from tether.studies.published import REWARD_CHANGES, SOURCES, task
 from tether.studies.statistics import probability_of_improvement, summarize, summarize_tasks
-from tether.studies.trials import Result, Trial
+from tether.studies.trials import Result, Trial, with_settings
 
 
 def write(
@@ -50,7 +50,7 @@ def write(
         "scores": scores,
         "random": random,
         **_over_tasks(scores, random, methods),
-        "trials": {t.name: {"settings": dict(t.settings), **results[t.name]} for t in trials},
+        "trials": with_settings(trials, results),
     }
     write_json(out / "figure3.json", found, indent=None)
     draw(found, out / "figure3.png")

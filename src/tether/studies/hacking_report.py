@@ -13,7 +13,7 @@ from tether.learning.alarms import Alarm, Drift, Outside, ProxyWithoutTruth
 from tether.learning.reports.plots import COLOURS, step_label
 from tether.learning.storage.durable import write_json
 from tether.studies.statistics import summarize
-from tether.studies.trials import Result, Trial
+from tether.studies.trials import Result, Trial, with_settings
 
 ARMS: Final = {
     "proxy": "the proxy",
@@ -80,7 +80,7 @@ def write(
         "hours_of_training": sum(r.get("seconds", 0.0) for r in results.values()) / 3600,
         "envs": envs,
         "alarms": rates(envs),
-        "trials": {t.name: {"settings": dict(t.settings), **results[t.name]} for t in trials},
+        "trials": with_settings(trials, results),
     }
     write_json(out / "hacking.json", found, indent=None)
     draw(found, out / "hacking.png")

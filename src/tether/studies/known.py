@@ -40,7 +40,10 @@ def take_known(file: Path, folder: Path) -> int:
         place = folder / name
         if place.exists():
             continue
-        place.mkdir(parents=True)
+        try:
+            place.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {place}: {error.strerror or error}") from error
         result = {key: value for key, value in trial.items() if key != "settings"}
         write_json(place / "settings.json", trial["settings"])
         write_json(place / PROVENANCE, {"code": versions})

@@ -36,7 +36,7 @@ from tether.studies.provenance import kind_of, protocol
 from tether.studies.published import TABLE_1
 from tether.studies.seed_list import SeedList
 from tether.studies.statistics import probability_of_improvement, summarize_tasks
-from tether.studies.trials import Result, Trial, run_trials
+from tether.studies.trials import Result, Trial, run_trials, with_settings
 
 VARIANTS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "none": ("ppo", {"epsilon": None}),
@@ -186,7 +186,7 @@ def gather(
         },
         "diverged": [trial.name for trial, _ in trials if "diverged" in results[trial.name]],
         "hours_of_training": sum(r.get("seconds", 0.0) for r in results.values()) / 3600,
-        "trials": {t.name: {"settings": dict(t.settings), **results[t.name]} for t, _ in trials},
+        "trials": with_settings([trial for trial, _ in trials], results),
     }
 
 

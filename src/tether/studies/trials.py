@@ -110,6 +110,11 @@ def run_trials(
     return {trial.name: results[trial.name] for trial in trials}
 
 
+def with_settings(trials: Sequence[Trial], results: Mapping[str, Result]) -> dict[str, Result]:
+    """Each trial's result by name, with its settings: how a study's JSON file holds its trials."""
+    return {t.name: {"settings": dict(t.settings), **results[t.name]} for t in trials}
+
+
 def _executor(folder: Path, workers: int, cluster: str | None) -> Executor:
     if cluster is not None:
         return Cluster(cluster, folder)
