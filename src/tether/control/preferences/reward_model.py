@@ -45,7 +45,7 @@ FACTOR = 1.5
 SMALLEST_L2, LARGEST_L2 = 1e-8, 0.02
 """Bounds of the coefficient. With a hundred answers that never err the rule would raise it until
 the networks hardly tell states apart: the training loss falls to that of the assumed errors, and
-no validation loss can be within 1.5 times it."""
+a validation loss is hardly ever within 1.5 times it."""
 NORMALIZED_OVER = 10_000
 """At most so many steps of the comparisons give the mean and variance of the outputs."""
 
