@@ -381,7 +381,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     file, out = tmp_path / "file.json", tmp_path / "file.json" / "out"
     trials = {"a": {"settings": {}, "final": 1.0}}
     file.write_text(json.dumps({"trials": trials, "protocol": {"code": []}}))
-    with pytest.raises(UserError, match="cannot write to .*Not a directory"):
+    with pytest.raises(UserError, match=r"cannot write to .*Not a directory"):
         figure3.command(["--known", str(file), "--out", str(out)])
 
 

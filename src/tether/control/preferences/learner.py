@@ -1,6 +1,6 @@
 """Learn a policy from comparisons of its own segments (Christiano et al. 2017, 1706.03741).
 
-    the untrained policy acts; the first share of the labels is asked for; the reward model is fitted
+    the untrained policy acts; the first labels are asked for; the reward model is fitted
     for each iteration:
         when it is time: ask for the labels that are due, fit the reward model to all of them
         collect a rollout; its rewards are replaced by the reward model's
