@@ -364,8 +364,17 @@ def test_what_an_earlier_result_holds_is_not_trained_again(
         assert again["trials"][name] == json.loads(json.dumps(trial))
     assert again["protocol"]["code"] == found["protocol"]["code"]
     other = tmp_path / "other"
-    with pytest.raises(UserError, match="other settings"):
+    with pytest.raises(UserError, match=r"before\.json holds the trial .* with other settings"):
         figure3.command([*common, "--steps", "2048", "--seeds", "0-1", "--out", str(other)])
+    assert not other.exists()
+    fewer = tmp_path / "fewer"
+    figure3.command([*common, "--seeds", "0-0", "--out", str(fewer)])
+    names = {path.name for path in fewer.iterdir() if path.is_dir()}
+    assert names == {
+        "random-InvertedPendulum-v5",
+        "ppo-InvertedPendulum-v5-0",
+        "cem-InvertedPendulum-v5-0",
+    }
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"trials": {"a": {}}, "protocol": {"code": []}}'])
@@ -377,12 +386,13 @@ def test_a_file_that_no_study_wrote_is_refused(content: str, tmp_path: Path) -> 
     assert not out.exists()
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_named(study, tmp_path: Path) -> None:
     file, out = tmp_path / "file.json", tmp_path / "file.json" / "out"
-    trials = {"a": {"settings": {}, "final": 1.0}}
-    file.write_text(json.dumps({"trials": trials, "protocol": {"code": []}}))
+    file.write_text(json.dumps(study[2]))
+    common = ["--envs", "InvertedPendulum-v5", "--steps", "4096", "--episodes", "3"]
+    common += ["--methods", "ppo", "cem", "--seeds", "0-1"]
     with pytest.raises(UserError, match=r"cannot write to .*Not a directory"):
-        figure3.command(["--known", str(file), "--out", str(out)])
+        figure3.command([*common, "--known", str(file), "--out", str(out)])
 
 
 def test_a_trial_cannot_leave_the_folder_of_the_study(tmp_path: Path) -> None:

@@ -58,7 +58,12 @@ class CarelessConfig(ComparisonConfig):
 
 
 def run(
-    config: CarelessConfig, out: Path, *, workers: int = 2, cluster: str | None = None
+    config: CarelessConfig,
+    out: Path,
+    *,
+    workers: int = 2,
+    cluster: str | None = None,
+    known: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Trains what is left, draws the curves and tabulates them.
 
@@ -67,6 +72,7 @@ def run(
         out: the study's folder; trainings that are there already are not done again.
         workers: trainings side by side.
         cluster: ``local`` or the address of a Ray cluster that does them in their place.
+        known: JSON files of earlier results, whose trainings are not done again.
 
     Returns:
         What ``careless.json`` says.
@@ -75,7 +81,9 @@ def run(
         UserError: as :func:`tether.studies.christiano.run`.
     """
     chosen = trials(config)
-    protocol, results = carried_out(config, chosen, out, workers=workers, cluster=cluster)
+    protocol, results = carried_out(
+        config, chosen, out, workers=workers, cluster=cluster, known=known
+    )
     found = report.gather(config.dump(), protocol, chosen, results)
     curves = {TRUE: "true reward", **{f"{m:.0%}": f"{m:.0%} mistakes" for m in config.mistakes}}
     return report.write(out / "careless.json", found, config.envs, curves)

@@ -75,7 +75,12 @@ class ChristianoConfig(ComparisonConfig):
 
 
 def run(
-    config: ChristianoConfig, out: Path, *, workers: int = 2, cluster: str | None = None
+    config: ChristianoConfig,
+    out: Path,
+    *,
+    workers: int = 2,
+    cluster: str | None = None,
+    known: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Trains what is left, draws the curves and tabulates them.
 
@@ -84,6 +89,7 @@ def run(
         out: the study's folder; trainings that are there already are not done again.
         workers: trainings side by side.
         cluster: ``local`` or the address of a Ray cluster that does them in their place.
+        known: JSON files of earlier results, whose trainings are not done again.
 
     Returns:
         What ``christiano.json`` says.
@@ -93,7 +99,9 @@ def run(
             the seeds are of two kinds.
     """
     chosen = trials(config)
-    protocol, results = carried_out(config, chosen, out, workers=workers, cluster=cluster)
+    protocol, results = carried_out(
+        config, chosen, out, workers=workers, cluster=cluster, known=known
+    )
     found = report.gather(config.dump(), protocol, chosen, results)
     found["reached"] = reached(found["scores"])
     curves = {TRUE: "true reward", **{str(n): f"{n:,} labels" for n in config.labels}}

@@ -11,7 +11,6 @@ from tyro.conf import arg
 
 from tether.arguments import parse, print_json, say
 from tether.learning.config import Config
-from tether.studies.known import take_known
 from tether.studies.provenance import protocol_lines
 
 ADDRESS: Final = "local|HOST:PORT"
@@ -45,7 +44,8 @@ def carry_out(
         name: of the study; its folder is ``runs/NAME`` by default.
         summary: what the help begins with.
         config: the study's settings, each an option.
-        run: (settings, out), and `workers` if there are any, to a JSON-able result.
+        run: (settings, out), and `workers` and `cluster` if there are any, and `known` if it takes
+            any, to a JSON-able result.
         show: prints what was found to stderr.
         arguments: the command's.
         out: help of the option.
@@ -75,9 +75,11 @@ def carry_out(
     )
     kind.__doc__ = summary
     options: Any = parse(kind, arguments, prog=f"tether study {name}")
-    where = {} if workers is None else {"workers": options.workers, "cluster": options.cluster}
-    for file in options.known if known else ():
-        take_known(file, options.out)
+    where: dict[str, Any] = (
+        {} if workers is None else {"workers": options.workers, "cluster": options.cluster}
+    )
+    if known:
+        where["known"] = options.known
     found = run(options.settings, options.out, **where)
     show(found)
     for line in protocol_lines(found["protocol"]) if "protocol" in found else ():

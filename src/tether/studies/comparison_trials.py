@@ -91,6 +91,7 @@ def carried_out(
     *,
     workers: int,
     cluster: str | None,
+    known: Sequence[Path],
 ) -> tuple[dict[str, Any], dict[str, Result]]:
     """Trains what is left.
 
@@ -100,6 +101,7 @@ def carried_out(
         out: the study's folder; trainings that are there already are not done again.
         workers: trainings side by side.
         cluster: ``local`` or the address of a Ray cluster that does them in their place.
+        known: JSON files of earlier results, whose trainings are not done again.
 
     Returns:
         The protocol, see :func:`tether.studies.provenance.protocol`, and results by trial.
@@ -112,5 +114,5 @@ def carried_out(
     kind_of(seeds)
     check_envs(list(dict.fromkeys(training.env for training in chosen)))
     trials = [training.trial for training in chosen]
-    results = run_trials(trials, out, workers=workers, cluster=cluster)
+    results = run_trials(trials, out, workers=workers, cluster=cluster, known=known)
     return protocol(seeds, [out / trial.name for trial in trials]), results

@@ -67,7 +67,12 @@ class Figure3Config(Config):
 
 
 def run(
-    config: Figure3Config, out: Path, *, workers: int = 2, cluster: str | None = None
+    config: Figure3Config,
+    out: Path,
+    *,
+    workers: int = 2,
+    cluster: str | None = None,
+    known: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Trains what is left, draws the grid and tabulates it.
 
@@ -76,6 +81,7 @@ def run(
         out: the study's folder; trainings that are there already are not done again.
         workers: trainings side by side.
         cluster: ``local`` or the address of a Ray cluster that does them in their place.
+        known: JSON files of earlier results, whose trainings are not done again.
 
     Returns:
         What ``figure3.json`` says.
@@ -91,7 +97,7 @@ def run(
         Trial(f"random-{env}", random_policy, {"env": env, "episodes": RANDOM_EPISODES})
         for env in config.envs
     ]
-    results = run_trials([*floors, *chosen], out, workers=workers, cluster=cluster)
+    results = run_trials([*floors, *chosen], out, workers=workers, cluster=cluster, known=known)
     said = protocol(seeds, [out / trial.name for trial in chosen])
     return report.write(out, config.dump(), said, chosen, results)
 

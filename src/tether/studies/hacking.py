@@ -101,7 +101,12 @@ class HackingConfig(Config):
 
 
 def run(
-    config: HackingConfig, out: Path, *, workers: int = 2, cluster: str | None = None
+    config: HackingConfig,
+    out: Path,
+    *,
+    workers: int = 2,
+    cluster: str | None = None,
+    known: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Does what is left, writes ``hacking.json`` and ``hacking.png``; returns the former.
 
@@ -110,6 +115,7 @@ def run(
         out: the study's folder; trainings that are there already are not done again.
         workers: trainings side by side.
         cluster: ``local`` or the address of a Ray cluster that does them in their place.
+        known: JSON files of earlier results, whose trainings are not done again.
 
     Raises:
         UserError: an unknown environment, arm or method, or `out` holds a study with other
@@ -117,14 +123,14 @@ def run(
     """
     seeds = parse_seeds(config.seeds)
     kind_of(seeds)
-    for name, given, known in (
+    for name, given, expected in (
         ("envs", config.envs, CASES),
         ("arms", config.arms, ARMS),
         ("method", (config.method,), METHODS),
     ):
         for one in given:
-            if one not in known:
-                raise UserError(f"{name} has {one!r}; expected some of {', '.join(known)}")
+            if one not in expected:
+                raise UserError(f"{name} has {one!r}; expected some of {', '.join(expected)}")
     trials = trainings(config)
     starts = [trial for trial in trials if trial.settings["arm"] == "begin"]
     others = [trial for trial in trials if trial.settings["arm"] != "begin"]
@@ -132,8 +138,8 @@ def run(
         Trial(f"{case}-random", random_policy, {"env": CASES[case].env, "episodes": 64})
         for case in config.envs
     ]
-    results = run_trials([*starts, *floors], out, workers=workers, cluster=cluster)
-    results |= run_trials(others, out, workers=workers, cluster=cluster)
+    results = run_trials([*starts, *floors], out, workers=workers, cluster=cluster, known=known)
+    results |= run_trials(others, out, workers=workers, cluster=cluster, known=known)
     said = protocol(seeds, [out / trial.name for trial in trials])
     found = report.write(out, config.dump(), said, [*others, *starts], results)
     if config.films:

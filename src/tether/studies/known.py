@@ -16,27 +16,35 @@ from tether.learning.storage.durable import write_json
 from tether.studies.provenance import PROVENANCE
 
 
-def take_known(file: Path, folder: Path) -> int:
+def take_known(file: Path, folder: Path, wanted: Mapping[str, Mapping[str, Any]]) -> int:
     """Writes the trials of a study's JSON file into the folder of another, as done.
 
-    What the folder holds already stays as it is. A trial whose settings are not those that the
-    study wants is refused by the study itself, as if it had been done there.
+    What the folder holds already stays as it is, and what the other study has no use for is left
+    out.
 
     Args:
         file: that a study wrote, with ``trials``, each with its settings and result, and
             ``protocol``, whose versions of the code become those of each trial.
         folder: of the study.
+        wanted: the trials that the study is made of, name to settings.
 
     Returns:
         How many trials were taken.
 
     Raises:
-        UserError: the file cannot be read, or has no trials with settings; or the folder cannot be
-            written.
+        UserError: the file cannot be read, or has no trials with settings, or has one of those that
+            are wanted with other settings; or the folder cannot be written.
     """
     trials, versions = _read(file)
+    found = {name: trial for name, trial in trials.items() if name in wanted}
+    for name, trial in found.items():
+        if trial["settings"] != json.loads(json.dumps(wanted[name])):
+            raise UserError(
+                f"{file} holds the trial {name} with other settings; leave the file out, or give "
+                "the settings that it was made with"
+            )
     taken = 0
-    for name, trial in trials.items():
+    for name, trial in found.items():
         place = folder / name
         if place.exists():
             continue

@@ -82,7 +82,12 @@ class Table1Config(Config):
 
 
 def run(
-    config: Table1Config, out: Path, *, workers: int = 2, cluster: str | None = None
+    config: Table1Config,
+    out: Path,
+    *,
+    workers: int = 2,
+    cluster: str | None = None,
+    known: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Trains what is left, scores the rows and draws them.
 
@@ -91,6 +96,7 @@ def run(
         out: the study's folder; trainings that are there already are not done again.
         workers: trainings side by side.
         cluster: ``local`` or the address of a Ray cluster that does them in their place.
+        known: JSON files of earlier results, whose trainings are not done again.
 
     Returns:
         What ``table1.json`` says. A row's ``score_std`` is the population deviation of its score
@@ -109,7 +115,11 @@ def run(
     ]
     # All at once, so that an `out` that holds another study is refused before anything is done.
     results = run_trials(
-        [*begin, *(trial for trial, _ in chosen)], out, workers=workers, cluster=cluster
+        [*begin, *(trial for trial, _ in chosen)],
+        out,
+        workers=workers,
+        cluster=cluster,
+        known=known,
     )
     said = protocol(parse_seeds(config.seeds), [out / trial.name for trial, _ in chosen])
     found = {"protocol": said, **gather(config, chosen, results)}

@@ -27,6 +27,7 @@ from tether.learning.storage.durable import write_json
 from tether.studies.claims import Watch, is_claim, take
 from tether.studies.cluster import Cluster
 from tether.studies.executors import Executor, Processes, ThisProcess
+from tether.studies.known import take_known
 from tether.studies.provenance import PROVENANCE, note_version
 
 Result: TypeAlias = dict[str, Any]
@@ -60,6 +61,7 @@ def run_trials(
     *,
     workers: int = 1,
     cluster: str | None = None,
+    known: Sequence[Path] = (),
     progress: bool = True,
 ) -> dict[str, Result]:
     """Does what is left to do, and returns every result.
@@ -71,15 +73,16 @@ def run_trials(
         workers: processes. 1: in this one, with all its threads; more: each with one thread.
         cluster: ``local`` or the address of a Ray cluster, whose machines do the trials in place
             of `workers` processes here, one on each core.
+        known: JSON files of earlier studies, whose trials are not done again.
         progress: tell on stderr what is done.
 
     Returns:
         Results by name, in the order of `trials`.
 
     Raises:
-        UserError: the folder holds a trial of this name with other settings, or what a trial
-            raised, or two trials have one name, or there are no workers, or no cluster. Trials
-            that are done stay done.
+        UserError: the folder or a known file holds a trial of this name with other settings, or
+            what a trial raised, or a known file cannot be read, or two trials have one name, or
+            there are no workers, or no cluster. Trials that are done stay done.
         Interrupted: a trial was stopped by a signal; its checkpoint is saved.
     """
     if workers < 1:
@@ -89,6 +92,8 @@ def run_trials(
             raise UserError(
                 f"the study has trial {name} {times} times; give each of its parts once"
             )
+    for file in known:
+        take_known(file, folder, {trial.name: trial.settings for trial in trials})
     waiting = []
     results: dict[str, Result] = {}
     for trial in trials:
