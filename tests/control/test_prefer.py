@@ -22,6 +22,7 @@ from tether.cli import main
 from tether.control.envs import GoesOn, make
 from tether.control.policy import Policy, PolicySpec
 from tether.control.preferences.config import PreferConfig
+from tether.control.preferences.inputs import RewardInputs
 from tether.control.preferences.learner import Prefer
 from tether.control.preferences.segments import segment_length
 from tether.control.rollout import Collector, Experience
@@ -261,8 +262,41 @@ def test_any_on_policy_method_learns_from_it(method: str) -> None:
     assert "reward/correlation" in rows[-1]
 
 
+def test_the_reward_model_sees_what_its_setting_says() -> None:
+    size, actions = 11, 3
+    for env, kind, width in (
+        ("Hopper-v5", "auto", size),
+        ("Hopper-v5", "state", size),
+        ("Hopper-v5", "state-action", size + actions),
+        ("CartPole-v1", "auto", 4 + 2),
+        ("CartPole-v1", "state", 4),
+        ("CartPole-v1", "transition", 2 * 4 + 2),
+    ):
+        world = make(env, 1)
+        inputs = RewardInputs(world, kind)
+        world.close()
+        assert inputs.width == width
+        shape = (5,) if env == "CartPole-v1" else (5, actions)
+        action = np.ones(shape, np.int64 if env == "CartPole-v1" else np.float32)
+        observation = np.ones((5, size if env == "Hopper-v5" else 4))
+        seen = inputs(observation, action, observation + 1)
+        other = inputs(observation, 1 - action, observation + 1)
+        assert seen.shape == (5, width)
+        assert np.array_equal(seen, other) == (inputs.kind == "state")
+
+
+def test_a_run_from_when_the_model_always_saw_actions_keeps_its_inputs() -> None:
+    for before, now in ((False, "state-action"), (True, "transition")):
+        recorded = PreferConfig().dump()
+        del recorded["reward_inputs"]
+        config = PreferConfig.load({**recorded, "next_observation": before}, recorded=True)
+        assert config.reward_inputs == now
+    with pytest.raises(UserError, match="unknown key 'next_observation'"):
+        PreferConfig.load({"next_observation": True})
+
+
 def test_what_followed_can_be_part_of_the_input() -> None:
-    learner = learner_of(next_observation=True)
+    learner = learner_of(reward_inputs="transition")
     iterated(learner, 3)
     size = learner.env.observation_space.shape[0]  # type: ignore[index]
     assert learner.data.inputs.shape[2:] == (9, 2 * size + 2)
@@ -445,7 +479,7 @@ def test_ctrl_c_while_waiting_saves_and_resumes(tmp_path: Path) -> None:
         ({"minibatch_size": 33}, "minibatch_size=33 does not divide"),
         ({"teacher": "human", "oracle_mistake": 0.1}, "only the teacher oracle"),
         ({"teacher": "missing_module:f"}, "names the module missing_module"),
-        ({"segment_steps": 1, "next_observation": True}, "expected at least 2"),
+        ({"segment_steps": 1, "reward_inputs": "transition"}, "expected at least 2"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_no_folder(

@@ -11,6 +11,7 @@ from pydantic import Field, PositiveInt, SerializeAsAny, ValidationInfo, model_v
 from tether.control.learner import OnPolicyConfig, OnPolicyLearner
 from tether.control.methods import METHODS
 from tether.control.networks import Activation
+from tether.control.preferences.inputs import Inputs
 from tether.control.preferences.queries import Selection
 from tether.control.preferences.reward_model import LARGEST_L2, RewardSettings
 from tether.learning.config import Config, When
@@ -91,8 +92,11 @@ class PreferConfig(Config):
     """Share of the reward model's hidden units that each gradient step leaves out."""
     error_share: float = Field(0.1, ge=0, lt=1)
     """Share of the answers to two segments that the model assumes to be random."""
-    next_observation: bool = False
-    """Shows the reward model also what followed each step."""
+    reward_inputs: Inputs = "auto"
+    """What the reward model sees of a step: state, state-action (the paper's), transition (state,
+    action and what followed), or auto (state where actions are a Box, else state-action). A model
+    that sees torques pays for those that good segments have in common, and the policy then learns
+    little else."""
     learn_from: Literal["comparisons", "returns", "reward"] = "comparisons"
     """What the policy learns from: comparisons; returns, a reward model that is fitted to the
     segments' true sums of rewards (an ablation); or reward, the true reward itself (what the others
@@ -127,6 +131,9 @@ class PreferConfig(Config):
         """Moves what is not its own into `policy`, and checks it there."""
         if not isinstance(values, Mapping):
             return values
+        recorded = bool((info.context or {}).get("recorded"))
+        if recorded and "reward_inputs" not in values:
+            values = _as_recorded_before(values)
         own = {name: value for name, value in values.items() if name in cls.model_fields}
         others = {name: value for name, value in values.items() if name not in own}
         kind = on_policy_method(str(own.get("policy_method", "ppo")))
@@ -139,7 +146,6 @@ class PreferConfig(Config):
                 raise ValueError(
                     _unknown(name, [*cls.model_fields, *kind.config_class.model_fields])
                 )
-        recorded = bool((info.context or {}).get("recorded"))
         entropy = kind.config_class.model_fields.get("entropy_coefficient")
         if entropy is not None and not entropy.default and not recorded:
             given.setdefault("entropy_coefficient", ENTROPY)
@@ -185,6 +191,13 @@ def on_policy_method(name: str) -> type[OnPolicyLearner]:
         )
     kind: type[OnPolicyLearner] = find_method(known, name)
     return kind
+
+
+def _as_recorded_before(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a run from when the reward model always saw the action."""
+    known = {name: value for name, value in values.items() if name != "next_observation"}
+    followed = values.get("next_observation", False)
+    return {**known, "reward_inputs": "transition" if followed else "state-action"}
 
 
 def _unknown(name: str, known: list[str]) -> str:

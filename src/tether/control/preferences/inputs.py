@@ -1,14 +1,28 @@
-"""What the reward model sees of a step: observation, action and, if wanted, what followed."""
+"""What the reward model sees of a step: r(s), r(s, a) or r(s, a, s').
+
+The paper's model sees the action. A network that has seen a few hundred comparisons takes the
+torques that good segments have in common for their cause, and pays for them at every step. The
+policy learns such a reward within some ten thousand steps, loses its entropy, and never finds what
+the teacher would have liked ("causal confusion", de Haan et al. 2019, of a reward). So where
+actions are torques or other numbers, the model sees the state alone unless told otherwise.
+
+Source:
+    Christiano et al. (2017), appendix A.1; de Haan, Jayaraman and Levine (2019), "Causal confusion
+    in imitation learning".
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import gymnasium as gym
 import numpy as np
 
 from tether.control.envs import VectorEnv
 from tether.errors import UserError
+
+Inputs: TypeAlias = Literal["auto", "state", "state-action", "transition"]
+"""What a reward model may see of a step."""
 
 
 class RewardInputs:
@@ -19,11 +33,15 @@ class RewardInputs:
 
     Attributes:
         width: D.
-        next_observation: whether what followed the action is part of it.
+        kind: ``state``, ``state-action`` or ``transition``.
     """
 
-    def __init__(self, env: VectorEnv, *, next_observation: bool = False) -> None:
+    def __init__(self, env: VectorEnv, kind: Inputs = "auto") -> None:
         """Reads the spaces of an environment.
+
+        Args:
+            env: whose steps they are.
+            kind: ``auto`` is ``state`` where actions are a Box, ``state-action`` elsewhere.
 
         Raises:
             UserError: it shows images, or its actions are neither numbers nor choices.
@@ -34,11 +52,21 @@ class RewardInputs:
                 f"{env.id} shows images of shape {shape}; the reward model learns from "
                 "observations that are vectors"
             )
-        self.next_observation = next_observation
         self._sizes, self._first = _choices(env.action_space)
+        box = isinstance(env.action_space, gym.spaces.Box)
+        self.kind = ("state" if box else "state-action") if kind == "auto" else kind
         self._action_shape = tuple(env.action_space.shape or ())
         actions = int(self._sizes.sum()) or int(np.prod(self._action_shape))
-        self.width = shape[0] * (1 + next_observation) + actions
+        self.width = {
+            "state": shape[0],
+            "state-action": shape[0] + actions,
+            "transition": 2 * shape[0] + actions,
+        }[self.kind]
+
+    @property
+    def left_out(self) -> int:
+        """Steps at a segment's end of which too little is known: 1 for transitions, else 0."""
+        return int(self.kind == "transition")
 
     def __call__(
         self, observation: np.ndarray, action: np.ndarray, following: np.ndarray | None = None
@@ -48,14 +76,16 @@ class RewardInputs:
         Args:
             observation: (..., O).
             action: (..., *action), as the environment took them.
-            following: (..., O), the observation after each step; needed with `next_observation`.
+            following: (..., O), the observation after each step; needed for transitions.
 
         Returns:
             (..., D) float32.
         """
         lead = observation.shape[:-1]
-        parts = [observation, self._encoded(action.reshape(*lead, *self._action_shape), lead)]
-        if self.next_observation:
+        parts = [observation]
+        if self.kind != "state":
+            parts.append(self._encoded(action.reshape(*lead, *self._action_shape), lead))
+        if self.kind == "transition":
             assert following is not None
             parts.append(following)
         return np.concatenate([np.asarray(part, np.float32) for part in parts], axis=-1)
@@ -63,10 +93,10 @@ class RewardInputs:
     def of_segment(self, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
         """Vectors of a segment's steps, (T, D).
 
-        A segment does not have the observation after its last step, so with `next_observation`
-        that step is left out.
+        A segment does not have the observation after its last step, so of transitions that step
+        is left out.
         """
-        if self.next_observation:
+        if self.left_out:
             return self(observation[:-1], action[:-1], observation[1:])
         return self(observation, action)
 

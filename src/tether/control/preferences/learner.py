@@ -88,6 +88,7 @@ class Prefer:
             "gamma": 0.995,
             "lam": 0.97,
             "queries": "disagreement",
+            "reward_inputs": "state-action",
             "torque_cost": False,
             "termination_steps": 1_000_000,
             "first_labels": 0.25,
@@ -109,10 +110,12 @@ class Prefer:
     ) -> None:
         self.config, self.env, self.total_steps = config, env, total_steps
         self._length = segment_length(env, config.segment_steps)
-        self._inputs = RewardInputs(env, next_observation=config.next_observation)
-        steps = self._length - config.next_observation
+        self._inputs = RewardInputs(env, config.reward_inputs)
+        steps = self._length - self._inputs.left_out
         if steps < 1:
-            raise UserError("segment_steps is 1; with next_observation expected at least 2")
+            raise UserError(
+                "segment_steps is 1; with the reward inputs transition expected at least 2"
+            )
         self._horizon = config.policy.steps_per_iteration // env.num_envs
         self._block = min(4096, self._horizon * env.num_envs)
         self.schedule = self._schedule()
