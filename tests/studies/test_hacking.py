@@ -52,6 +52,19 @@ def test_the_budget_is_kept(found) -> None:
     assert all(0 < kl <= budget for kl in kls)
 
 
+def test_what_an_earlier_result_holds_is_neither_trained_again_nor_filmed(
+    found, tmp_path, capsys
+) -> None:
+    before, out = tmp_path / "before.json", tmp_path / "out"
+    before.write_text(json.dumps(found))
+    config = hacking.HackingConfig.load(found["settings"])
+    again = hacking.run(config, out, workers=1, known=[before])
+    assert again["envs"] == found["envs"]
+    assert not list(out.glob("*.mp4"))
+    said = capsys.readouterr().err
+    assert "no film of boat-race-proxy: its training was taken from an earlier result" in said
+
+
 def test_the_rates_are_counted() -> None:
     def arm(hacked, steps):
         return {"hacked": hacked, "alarms": [{"a": step} for step in steps]}

@@ -29,6 +29,7 @@ from typing import Any, Final, NamedTuple
 
 from pydantic import Field
 
+from tether.arguments import say
 from tether.control.envs import make
 from tether.control.methods import METHODS
 from tether.control.training import configure, evaluate_run
@@ -259,7 +260,10 @@ def random_policy(settings: Mapping[str, Any], place: Path) -> Result:
 
 
 def films(config: HackingConfig, out: Path) -> list[Path]:
-    """Films the first seed's hacked and honest policies as MP4 into the study's folder."""
+    """Films the first seed's hacked and honest policies as MP4 into the study's folder.
+
+    A policy whose training was taken from an earlier result is not there to be filmed.
+    """
     from tether.control.training import load
     from tether.control.video import record_video
 
@@ -267,10 +271,13 @@ def films(config: HackingConfig, out: Path) -> list[Path]:
     made = []
     for name in config.envs:
         for arm in ("proxy", "repaired"):
-            if arm in config.arms:
-                policy = load(out / f"{name}-{arm}-{seed}" / "run")
+            trained = out / f"{name}-{arm}-{seed}" / "run"
+            if arm in config.arms and not trained.exists():
+                say(f"no film of {name}-{arm}: its training was taken from an earlier result")
+            elif arm in config.arms:
                 path = out / f"{name}-{arm}.mp4"
-                made.append(record_video(policy, CASES[name].env, path, seed=seed, frames=300))
+                env = CASES[name].env
+                made.append(record_video(load(trained), env, path, seed=seed, frames=300))
     return made
 
 
