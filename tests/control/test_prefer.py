@@ -549,24 +549,36 @@ def test_an_episode_is_not_cut_before_a_segment_can_lie_on_the_ground(
 
 
 @pytest.mark.parametrize(
-    ("settings", "coefficient"),
+    ("settings", "components", "coefficient"),
     [
-        ({}, 0.01),
-        ({"policy_method": "vpg"}, 0.01),
-        ({"entropy_coefficient": 0.0}, 0.0),
-        ({"policy_method": "a2c"}, 0.003),
-        ({"policy_method": "trpo"}, None),
+        ({}, 1, 0.03),
+        ({}, 3, 0.03),
+        ({}, 6, 0.015),
+        ({"policy_method": "vpg"}, 2, 0.03),
+        ({"entropy_coefficient": 0.01}, 6, 0.025),
+        ({"exploration_bonus": 0.0}, 1, 0.0),
+        ({"policy_method": "a2c"}, 1, 0.003),
+        ({"policy_method": "trpo"}, 1, None),
     ],
 )
-def test_methods_without_an_entropy_bonus_get_the_papers(
-    settings: dict[str, Any], coefficient: float | None
+def test_exploration_is_paid_where_a_method_has_no_entropy_bonus_of_its_own(
+    settings: dict[str, Any], components: int, coefficient: float | None
 ) -> None:
     config = PreferConfig.load(settings)
-    assert getattr(config.policy, "entropy_coefficient", None) == coefficient
+    found = getattr(config.exploring(components), "entropy_coefficient", None)
+    assert found == (coefficient if coefficient is None else pytest.approx(coefficient))
     assert PreferConfig.load(config.dump(), recorded=True) == config
 
 
-def test_a_run_from_before_the_entropy_bonus_stays_without() -> None:
-    recorded = PreferConfig.load({"entropy_coefficient": 0.0}).dump()
-    del recorded["policy"]["entropy_coefficient"]
-    assert PreferConfig.load(recorded, recorded=True).policy.entropy_coefficient == 0.0  # type: ignore[attr-defined]
+def test_the_method_beneath_gets_the_exploration_bonus() -> None:
+    for env, coefficient in (("Reacher-v5", 0.03), ("HalfCheetah-v5", 0.015)):
+        learner = learner_of(env=env)
+        assert learner.inner.config.entropy_coefficient == pytest.approx(coefficient)  # type: ignore[attr-defined]
+        learner.close()
+
+
+def test_a_run_from_before_the_exploration_bonus_stays_without() -> None:
+    recorded = PreferConfig.load({"entropy_coefficient": 0.01}).dump()
+    del recorded["exploration_bonus"], recorded["reward_inputs"]
+    config: Any = PreferConfig.load(recorded, recorded=True)
+    assert config.exploring(1).entropy_coefficient == 0.01

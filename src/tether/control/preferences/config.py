@@ -19,9 +19,8 @@ from tether.learning.foreign_names import in_tethers_words
 from tether.learning.methods import find_method
 
 NOT_ON_POLICY: Final = ("prefer", "bc", "cem", "actor-critic")
-ENTROPY: Final = 0.01
-"""Weight of the entropy bonus (appendix A.1 of the paper) of methods that have one, but none by
-default. A reward that is not yet right would else end exploration before it is."""
+FEW: Final = 3
+"""Components of an action up to which the whole exploration bonus counts."""
 
 
 class PreferConfig(Config):
@@ -97,6 +96,10 @@ class PreferConfig(Config):
     action and what followed), or auto (state where actions are a Box, else state-action). A model
     that sees torques pays for those that good segments have in common, and the policy then learns
     little else."""
+    exploration_bonus: float = Field(0.03, ge=0)
+    """Added to the weight of the entropy bonus of ppo, ppo-kl and vpg, which have none by default:
+    a reward that is not yet right would else end exploration before it is. With n > 3 components in
+    an action it is 3 / n of this."""
     learn_from: Literal["comparisons", "returns", "reward"] = "comparisons"
     """What the policy learns from: comparisons; returns, a reward model that is fitted to the
     segments' true sums of rewards (an ablation); or reward, the true reward itself (what the others
@@ -146,10 +149,16 @@ class PreferConfig(Config):
                 raise ValueError(
                     _unknown(name, [*cls.model_fields, *kind.config_class.model_fields])
                 )
-        entropy = kind.config_class.model_fields.get("entropy_coefficient")
-        if entropy is not None and not entropy.default and not recorded:
-            given.setdefault("entropy_coefficient", ENTROPY)
         return {**own, "policy": kind.config_class.load({**given, **others}, recorded=recorded)}
+
+    def exploring(self, components: int) -> OnPolicyConfig:
+        """The method's settings with the exploration bonus, for actions of so many components."""
+        field = type(self.policy).model_fields.get("entropy_coefficient")
+        if field is None or field.default:
+            return self.policy
+        own = float(self.policy.model_dump()["entropy_coefficient"])
+        total = own + self.exploration_bonus * min(1.0, FEW / components)
+        return self.policy.model_copy(update={"entropy_coefficient": total})
 
     @property
     def hidden(self) -> tuple[int, ...]:
@@ -194,10 +203,11 @@ def on_policy_method(name: str) -> type[OnPolicyLearner]:
 
 
 def _as_recorded_before(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a run from when the reward model always saw the action."""
+    """Settings of a run from before `reward_inputs` and `exploration_bonus`."""
     known = {name: value for name, value in values.items() if name != "next_observation"}
     followed = values.get("next_observation", False)
-    return {**known, "reward_inputs": "transition" if followed else "state-action"}
+    inputs = "transition" if followed else "state-action"
+    return {**known, "reward_inputs": inputs, "exploration_bonus": 0.0}
 
 
 def _unknown(name: str, known: list[str]) -> str:

@@ -122,8 +122,14 @@ class Prefer:
         self._teacher = teacher_of(teacher, config, seed, env)
         if config.learn_from != "comparisons" or isinstance(self._teacher, OracleTeacher):
             check_comparable(env, seed)
+        components = int(np.prod(env.action_space.shape or (1,)))
         self.inner: OnPolicyLearner = on_policy_method(config.policy_method)(
-            config.policy, env, seed=seed, total_steps=total_steps, initial=initial, network=network
+            config.exploring(components),
+            env,
+            seed=seed,
+            total_steps=total_steps,
+            initial=initial,
+            network=network,
         )
         self.inner.collector.judge = self._judge
         self.model = RewardModel(
