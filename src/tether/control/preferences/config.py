@@ -91,11 +91,9 @@ class PreferConfig(Config):
     """Share of the reward model's hidden units that each gradient step leaves out."""
     error_share: float = Field(0.1, ge=0, lt=1)
     """Share of the answers to two segments that the model assumes to be random."""
-    reward_inputs: Inputs = "auto"
-    """What the reward model sees of a step: state, state-action (the paper's), transition (state,
-    action and what followed), or auto (state where actions are a Box, else state-action). A model
-    that sees torques pays for those that good segments have in common, and the policy then learns
-    little else."""
+    reward_inputs: Inputs = "state-action"
+    """What the reward model sees of a step: state, state-action (the paper's), or transition
+    (state, action and what followed)."""
     exploration_bonus: float = Field(0.03, ge=0)
     """Added to the weight of the entropy bonus of ppo, ppo-kl and vpg, which have none by default:
     a reward that is not yet right would else end exploration before it is. With n > 3 components in

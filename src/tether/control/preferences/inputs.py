@@ -1,15 +1,4 @@
-"""What the reward model sees of a step: r(s), r(s, a) or r(s, a, s').
-
-The paper's model sees the action. A network that has seen a few hundred comparisons takes the
-torques that good segments have in common for their cause, and pays for them at every step. The
-policy learns such a reward within some ten thousand steps, loses its entropy, and never finds what
-the teacher would have liked ("causal confusion", de Haan et al. 2019, of a reward). So where
-actions are torques or other numbers, the model sees the state alone unless told otherwise.
-
-Source:
-    Christiano et al. (2017), appendix A.1; de Haan, Jayaraman and Levine (2019), "Causal confusion
-    in imitation learning".
-"""
+"""What the reward model sees of a step: r(s), r(s, a) or r(s, a, s')."""
 
 from __future__ import annotations
 
@@ -21,7 +10,7 @@ import numpy as np
 from tether.control.envs import VectorEnv
 from tether.errors import UserError
 
-Inputs: TypeAlias = Literal["auto", "state", "state-action", "transition"]
+Inputs: TypeAlias = Literal["state", "state-action", "transition"]
 """What a reward model may see of a step."""
 
 
@@ -36,12 +25,12 @@ class RewardInputs:
         kind: ``state``, ``state-action`` or ``transition``.
     """
 
-    def __init__(self, env: VectorEnv, kind: Inputs = "auto") -> None:
+    def __init__(self, env: VectorEnv, kind: Inputs = "state-action") -> None:
         """Reads the spaces of an environment.
 
         Args:
             env: whose steps they are.
-            kind: ``auto`` is ``state`` where actions are a Box, ``state-action`` elsewhere.
+            kind: what a vector holds of them.
 
         Raises:
             UserError: it shows images, or its actions are neither numbers nor choices.
@@ -53,8 +42,7 @@ class RewardInputs:
                 "observations that are vectors"
             )
         self._sizes, self._first = _choices(env.action_space)
-        box = isinstance(env.action_space, gym.spaces.Box)
-        self.kind = ("state" if box else "state-action") if kind == "auto" else kind
+        self.kind = kind
         self._action_shape = tuple(env.action_space.shape or ())
         actions = int(self._sizes.sum()) or int(np.prod(self._action_shape))
         self.width = {

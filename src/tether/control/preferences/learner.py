@@ -88,7 +88,6 @@ class Prefer:
             "gamma": 0.995,
             "lam": 0.97,
             "queries": "disagreement",
-            "reward_inputs": "state-action",
             "torque_cost": False,
             "termination_steps": 1_000_000,
             "first_labels": 0.25,
