@@ -208,12 +208,7 @@ def judge_settings(name: str) -> JudgeSettings:
     Raises:
         UserError: it is no such name, or there is no such file or setting.
     """
-    match = _NAME.fullmatch(name)
-    if match is None:
-        raise UserError(
-            f"the judge {name!r} names no attribute; expected judge:positive, judge:FILE.toml, "
-            "judge:positive@MODEL or judge:positive,shots=0"
-        )
+    match = _parts(name)
     named, model = match["attribute"], match["model"]
     given: dict[str, Any] = {} if model is None else {"model": model}
     for one in match["settings"].split(",")[1:]:
@@ -231,21 +226,37 @@ def is_judge_name(name: str) -> bool:
     return name.startswith("judge:")
 
 
+def judge_attribute(name: str) -> str:
+    """The attribute of a judge's name, or its file without folder and suffix.
+
+    Raises:
+        UserError: it names no judge.
+    """
+    return Path(_parts(name)["attribute"]).stem
+
+
 def lasting_judge_name(name: str) -> str:
     """The name with full paths, to be found from everywhere.
 
     Raises:
         UserError: it names no judge.
     """
-    match = _NAME.fullmatch(name)
-    if match is None:
-        judge_settings(name)
-        return name
+    match = _parts(name)
     attribute, model = match["attribute"], match["model"]
     if attribute not in ATTRIBUTES and Path(attribute).is_file():
         attribute = str(Path(attribute).resolve())
     there = "" if model is None else f"@{lasting(model, (SMOLLM2, TINY))}"
     return f"judge:{attribute}{there}{match['settings']}"
+
+
+def _parts(name: str) -> re.Match[str]:
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise UserError(
+            f"the judge {name!r} names no attribute; expected judge:positive, judge:FILE.toml, "
+            "judge:positive@MODEL or judge:positive,shots=0"
+        )
+    return match
 
 
 def _is_attribute(path: Path) -> bool:

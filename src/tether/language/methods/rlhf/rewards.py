@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from tether.errors import RewardError, UserError
 from tether.language.data.prompt_rows import PromptRows
 from tether.language.data.tokens import Completion, Example
-from tether.language.judge.reward import JudgeReward, is_judge_name
+from tether.language.judge.opening import is_judge_name, judge_attribute
+from tether.language.judge.reward import JudgeReward
 from tether.language.methods.rlhf.config import RLHFConfig
 from tether.language.methods.rlhf.given_rewards import GivenRewards, is_function_name
 from tether.language.methods.rlhf.reward_settings import (
@@ -325,7 +326,7 @@ def _metric_names(names: Sequence[str]) -> tuple[str, ...]:
     found: list[str] = []
     for name in names:
         if is_judge_name(name):
-            short = f"judge.{Path(re.split('[@,]', name.partition(':')[2])[0]).stem}"
+            short = f"judge.{judge_attribute(name)}"
         else:
             short = name.replace(":", ".") if is_function_name(name) else Path(name).name
         safe = re.sub(r"[^\w.-]+", "-", short).replace("-.", ".").replace(".-", ".").strip("-.")
