@@ -36,39 +36,35 @@ def learned_task(config: PreferConfig, env: EnvLike, env_kwargs: Mapping[str, An
     Raises:
         UserError: the environment has no cost of torques to leave out.
     """
-    kwargs = dict(env_kwargs)
-    if not config.torque_cost:
-        kwargs |= {name: 0.0 for name in _torque_weights(env) if name not in kwargs}
-    wanted = config.termination == "continue" or (config.termination == "auto" and can_go_on(env))
-    if not wanted:
-        return Task(kwargs)
-    steps = config.termination_steps or _segment_steps(config, env, kwargs)
-    return Task(kwargs, GoesOn(config.termination_reward, steps))
-
-
-def _segment_steps(config: PreferConfig, env: EnvLike, env_kwargs: Mapping[str, Any]) -> int:
-    """The length of a segment, or the usual one if that is more."""
-    given = config.segment_steps or 1
+    going_on = config.termination == "continue" or (config.termination == "auto" and can_go_on(env))
+    if config.torque_cost and not going_on:
+        return Task(dict(env_kwargs))
     if not isinstance(env, str):
-        return max(given, LONGEST)
+        if not config.torque_cost:
+            raise UserError(
+                "torque_cost can be left out of environments that are given by their id; make "
+                "yours without it"
+            )
+        steps = config.termination_steps or max(config.segment_steps or 1, LONGEST)
+        return Task(dict(env_kwargs), GoesOn(config.termination_reward, steps))
     made: gymnasium.Env[Any, Any] = make_one(env, **env_kwargs)
     try:
-        limit = NO_LIMIT if made.spec is None else made.spec.max_episode_steps or NO_LIMIT
-        return max(given, usual_length(getattr(made.unwrapped, "dt", None), limit))
+        costless = {} if config.torque_cost else dict.fromkeys(_torque_weights(made), 0.0)
+        steps = config.termination_steps or _segment_steps(config, made)
     finally:
         made.close()
+    kwargs = {**costless, **env_kwargs}
+    return Task(kwargs, GoesOn(config.termination_reward, steps)) if going_on else Task(kwargs)
 
 
-def _torque_weights(env: EnvLike) -> list[str]:
-    if not isinstance(env, str):
-        raise UserError(
-            "torque_cost can be left out of environments that are given by their id; make yours "
-            "without it"
-        )
-    made: gymnasium.Env[Any, Any] = make_one(env)
-    try:
-        known = inspect.signature(type(made.unwrapped).__init__).parameters
-    finally:
-        made.close()
+def _segment_steps(config: PreferConfig, env: gymnasium.Env[Any, Any]) -> int:
+    """The length of a segment, or the usual one if that is more."""
+    limit = NO_LIMIT if env.spec is None else env.spec.max_episode_steps or NO_LIMIT
+    usual = usual_length(getattr(env.unwrapped, "dt", None), limit)
+    return max(config.segment_steps or 1, usual)
+
+
+def _torque_weights(env: gymnasium.Env[Any, Any]) -> list[str]:
     # The inverted pendulums have no such cost.
+    known = inspect.signature(type(env.unwrapped).__init__).parameters
     return [name for name in TORQUE_WEIGHTS if name in known]
