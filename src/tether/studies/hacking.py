@@ -86,9 +86,8 @@ class HackingConfig(Config):
     envs: tuple[str, ...] = tuple(CASES)
     """The environments: boat-race, covered-sensor, gate-cheetah, sleeping-walker."""
     arms: tuple[str, ...] = tuple(ARMS)
-    """What is trained in each: proxy, clip, true, repaired, start, kl, budget,
-    start-repaired. A hacked
-    training can be recognized only beside true."""
+    """What is trained in each: proxy, clip, true, repaired, start, kl, budget, start-repaired. A
+    hacked training can be recognized only beside true."""
     method: str = "ppo"
     """The method, at its default settings; any that collects rollouts."""
     seeds: SeedList = "0-9"

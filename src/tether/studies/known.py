@@ -38,7 +38,7 @@ def take_known(file: Path, folder: Path, wanted: Mapping[str, Mapping[str, Any]]
     trials, versions = _read(file)
     found = {name: trial for name, trial in trials.items() if name in wanted}
     for name, trial in found.items():
-        if trial["settings"] != json.loads(json.dumps(wanted[name])):
+        if not same_settings(trial["settings"], wanted[name]):
             raise UserError(
                 f"{file} holds the trial {name} with other settings; leave the file out, or give "
                 "the settings that it was made with"
@@ -59,6 +59,11 @@ def take_known(file: Path, folder: Path, wanted: Mapping[str, Mapping[str, Any]]
         taken += 1
     say(f"{taken} of {len(trials)} trials taken from {file}")
     return taken
+
+
+def same_settings(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether settings that were read from JSON are those that are wanted, tuples being lists."""
+    return bool(recorded == json.loads(json.dumps(wanted)))
 
 
 def _read(file: Path) -> tuple[Mapping[str, Mapping[str, Any]], list[str]]:

@@ -27,7 +27,7 @@ from tether.learning.storage.durable import write_json
 from tether.studies.claims import Watch, is_claim, take
 from tether.studies.cluster import Cluster
 from tether.studies.executors import Executor, Processes, ThisProcess
-from tether.studies.known import take_known
+from tether.studies.known import same_settings, take_known
 from tether.studies.provenance import PROVENANCE, note_version
 
 Result: TypeAlias = dict[str, Any]
@@ -241,7 +241,7 @@ def _finished(trial: Trial, folder: Path) -> Result | None:
     """The result, if the trial is done; checks that its folder holds this trial and no other."""
     place = folder / trial.name
     settings, result = place / "settings.json", place / "result.json"
-    if settings.exists() and _read(settings) != json.loads(json.dumps(trial.settings)):
+    if settings.exists() and not same_settings(_read(settings), trial.settings):
         raise UserError(
             f"{place} holds a trial with other settings; choose another --out, or remove it"
         )

@@ -151,12 +151,12 @@ class PreferConfig(Config):
 
     def exploring(self, components: int) -> OnPolicyConfig:
         """The method's settings with the exploration bonus, for actions of so many components."""
-        field = type(self.policy).model_fields.get("entropy_coefficient")
+        weight = "entropy_coefficient"
+        field = type(self.policy).model_fields.get(weight)
         if field is None or field.default:
             return self.policy
-        own = float(self.policy.model_dump()["entropy_coefficient"])
-        total = own + self.exploration_bonus * min(1.0, FEW / components)
-        return self.policy.model_copy(update={"entropy_coefficient": total})
+        total = getattr(self.policy, weight) + self.exploration_bonus * min(1.0, FEW / components)
+        return self.policy.model_copy(update={weight: total})
 
     @property
     def hidden(self) -> tuple[int, ...]:

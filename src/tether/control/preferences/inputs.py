@@ -25,7 +25,7 @@ class RewardInputs:
         kind: ``state``, ``state-action`` or ``transition``.
     """
 
-    def __init__(self, env: VectorEnv, kind: Inputs = "state-action") -> None:
+    def __init__(self, env: VectorEnv, kind: Inputs) -> None:
         """Reads the spaces of an environment.
 
         Args:

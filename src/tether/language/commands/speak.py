@@ -172,8 +172,8 @@ def _speak(
     stream: Stream | None,
     turn: int = 0,
 ) -> list[Completion]:
-    room = model.context - len(ids)
-    if room < 1:
+    left = model.context - len(ids)
+    if left < 1:
         raise UserError(
             f"the prompt takes {len(ids)} tokens, and the model's context is {model.context}; "
             "shorten it, or /reset the conversation"
@@ -183,7 +183,7 @@ def _speak(
     return generate_ids(
         model,
         [ids] * samples,
-        max_new_tokens=min(speech.max_new_tokens, room) if speech.max_new_tokens > 0 else 0,
+        max_new_tokens=min(speech.max_new_tokens, left) if speech.max_new_tokens > 0 else 0,
         temperature=speech.temperature,
         top_k=speech.top_k,
         top_p=speech.top_p,

@@ -30,8 +30,8 @@ def check_records(
     Args:
         records: any of this module's.
         vocabulary: rows of the model's embedding; ids must be below.
-        context: most tokens of prompt and completion together. A bare prompt must leave room for
-            one token.
+        context: most tokens of prompt and completion together. A bare prompt must be at least
+            one token shorter.
         source: what to call them in errors, which name ``source[index].field``.
 
     Raises:
@@ -110,7 +110,7 @@ def truncate(
         The records that are left, in order, and the account.
 
     Raises:
-        UserError: a limit that leaves no room.
+        UserError: a limit is too small.
     """
     limits: dict[str, tuple[int | None, int]] = {
         "context": (context, 2),
@@ -127,8 +127,8 @@ def truncate(
         before = parts.pop("prompt_ids")
         cut = {field: ids[:max_completion] for field, ids in parts.items()}
         longest = max((len(ids) for ids in cut.values()), default=1)
-        room = max(context - longest, context // 2)
-        prompt = before[-min(room, max_prompt or room) :]
+        available = max(context - longest, context // 2)
+        prompt = before[-min(available, max_prompt or available) :]
         cut = {field: ids[: context - len(prompt)] for field, ids in cut.items()}
         fitted = _replaced(record, prompt, cut)
         lost = sum(map(len, parts.values()))
